@@ -1,0 +1,310 @@
+"""The graph in dvc.yaml: what is stale and why, run one stage, record it. The only module that imports DVC.
+
+DVC's Python interface is not officially stable, so it is used here and nowhere else, at one pinned version.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from dvc.dependency.param import ParamsDependency
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+from dvc.stage.exceptions import StageCmdFailedError
+from dvc_objects.fs.generic import test_links
+
+from regraft import progress
+from regraft.errors import RegraftError, ResourceError
+from regraft.fingerprint import refresh_inputs
+from regraft.paths import Paths
+from regraft.settings import load_settings
+
+TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage of the graph as planning found it."""
+
+    name: str
+    pool: str
+    timeout_s: int
+    retries: int
+    stale: bool
+    why: tuple[str, ...]
+
+
+class StageFailed(RegraftError):
+    """A stage's process ended with an error; the message holds its last lines."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same work may succeed if it is simply tried again (disk, network, server)."""
+        return self.exit_code == ResourceError.exit_code
+
+
+def plan(root: Path, *, force: tuple[str, ...] = ()) -> list[StagePlan]:
+    """Return the stages in running order, each clean or stale and why.
+
+    A stage below a stale one counts as stale; when its turn comes it is skipped if its inputs came out the same.
+
+    Args:
+        root: The project's folder.
+        force: Names of stages to run even if clean.
+
+    Raises:
+        RegraftError: If the settings, the source or the graph are invalid, or `force` names no stage.
+    """
+    paths = Paths(root)
+    settings = load_settings(paths.params)
+    with _repository(paths) as repo:
+        stages = _ordered(repo)
+        names = [stage.name for stage in stages]
+        if unknown := [name for name in force if name not in names]:
+            raise RegraftError(f"there is no stage {', '.join(unknown)}; dvc.yaml has {', '.join(names)}.")
+        refresh_inputs(paths, settings, names)
+        plans: list[StagePlan] = []
+        for stage in stages:
+            why = ["forced"] if stage.name in force else []
+            why += _reasons(stage)
+            stale_before = {earlier.name for earlier in plans if earlier.stale}
+            why += [f"runs after {name}" for name in _upstream(stage, stages) if name in stale_before]
+            meta = stage.meta or {}
+            plans.append(
+                StagePlan(
+                    name=stage.name,
+                    pool=settings.placement.pool or meta.get("pool", "cpu"),
+                    timeout_s=int(meta.get("timeout_s", 0)),
+                    retries=int(meta.get("retries", 0)),
+                    stale=bool(why),
+                    why=tuple(why),
+                )
+            )
+        return plans
+
+
+def is_stale(root: Path, name: str) -> bool:
+    """Return whether stage `name` must run, given what the stages before it left."""
+    with _repository(Paths(root)) as repo:
+        return bool(next(stage for stage in _ordered(repo) if stage.name == name).changed())
+
+
+def run_stage(
+    root: Path, name: str, *, force: bool = False, timeout_s: int = 0, on_line: Callable[[str], None] = print
+) -> bool:
+    """Run stage `name` through DVC and record it in dvc.lock; return False if DVC had its result already.
+
+    Args:
+        root: The project's folder.
+        name: The stage.
+        force: Run it even if it is clean.
+        timeout_s: Stop its process after so many seconds; 0 never.
+        on_line: Receives each line the stage's process prints, as it comes.
+
+    Raises:
+        StageFailed: If the process ends with an error; nothing is recorded.
+        ResourceError: If the disk gives out while outputs are moved into the cache.
+    """
+    paths = Paths(root)
+    log = paths.logs / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    environment = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "REGRAFT_LOG": str(log),
+        "REGRAFT_PARENT_PID": str(os.getpid()),
+        "REGRAFT_TIMEOUT_S": str(timeout_s),
+    }
+    with _repository(paths) as repo, _follow(log, on_line):
+        try:
+            repo.reproduce(name, single_item=True, force=force, run_env=environment)
+        except DvcException as error:
+            raise _explain(error, name, log, timeout_s) from error
+        except OSError as error:
+            raise ResourceError(f"stage {name} ran, but its outputs could not be stored: {error}.") from error
+    for scratch in paths.scratch.glob(f"{name}-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+    return log.exists()
+
+
+def start_project(root: Path) -> None:
+    """Make `root` a DVC project of its own, inside a git repository or not."""
+    in_git = subprocess.run(["git", "rev-parse"], cwd=root, capture_output=True, check=False).returncode == 0
+    is_top = (root / ".git").exists()
+    Repo.init(str(root), no_scm=not in_git, subdir=in_git and not is_top).close()
+    with Repo(str(root)) as repo, repo.config.edit("repo") as config:
+        config["core"] |= {"analytics": False, "check_update": False}
+        config["cache"] = {"type": ["reflink", "hardlink", "symlink", "copy"]}
+
+
+def cache_link_type(root: Path) -> str:
+    """Return how DVC puts cached files into the project here: reflink, hardlink, symlink or copy."""
+    with _repository(Paths(root)) as repo:
+        cache = repo.cache.local
+        possible = test_links(cache.cache_types, cache.fs, cache.path, repo.fs, str(root / "probe"))
+        return str(possible[0]) if possible else "copy"
+
+
+@contextlib.contextmanager
+def _repository(paths: Paths) -> Iterator[Repo]:
+    """Open the project's DVC repository with the project as current folder, which DVC's run cache needs."""
+    before = Path.cwd()
+    if not (paths.root / ".dvc").is_dir():
+        raise RegraftError(f"{paths.root} is not a project (it has no .dvc folder); make one with `regraft init`.")
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    os.chdir(paths.root)
+    try:
+        with Repo(str(paths.root), _wait_for_lock=True) as repo:
+            yield repo
+    except DvcException as error:
+        raise RegraftError(f"DVC cannot use {paths.root}: {error}") from error
+    finally:
+        os.chdir(before)
+
+
+def _ordered(repo: Repo) -> list[PipelineStage]:
+    """Return the stages of the project's dvc.yaml, each after those whose outputs it reads."""
+    stages = {stage.name: stage for stage in repo.stage.load_all("dvc.yaml")}
+    order = TopologicalSorter({name: _upstream(stage, list(stages.values())) for name, stage in stages.items()})
+    return [stages[name] for name in order.static_order()]
+
+
+def _upstream(stage: PipelineStage, stages: list[PipelineStage]) -> list[str]:
+    """Return the names of the stages that make a file or folder `stage` reads."""
+    reads = [Path(dep.fs_path) for dep in stage.deps]
+    return [
+        other.name
+        for other in stages
+        if other is not stage and any(path.is_relative_to(out.fs_path) for out in other.outs for path in reads)
+    ]
+
+
+def _reasons(stage: PipelineStage) -> list[str]:
+    """Return why `stage` must run, in a person's words; empty if it need not."""
+    if not any(out.hash_info for out in stage.outs):
+        return ["has never run"]
+    why = ["its definition in dvc.yaml changed"] if stage.changed_stage() else []
+    for dep in stage.deps:
+        if isinstance(dep, ParamsDependency):
+            recorded = dep.hash_info.value if dep.hash_info else {}
+            why += _differences(_without_prefix(recorded), _without_prefix(dep.read_params()))
+        else:
+            why += [f"{path} is {state}" for path, state in dep.workspace_status().items()]
+    for out in stage.outs:
+        why += [f"its output {path} is {state}" for path, state in out.status().items()]
+    return why
+
+
+def _without_prefix(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `code.finetune` as `code`, so that its content reads `code.regraft/...`, and the rest as it is."""
+    return {"code" if key.startswith("code.") else key: value for key, value in values.items()}
+
+
+def _differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """Return a line for each value that differs between two nested dictionaries."""
+    if before == after:
+        return []
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        join = ": " if where == "code" else "."
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), after.get(key), f"{where}{join}{key}" if where else str(key))
+        ]
+    if where.startswith("code: "):
+        state = "is new" if before is None else "is gone" if after is None else "changed"
+        versions = (
+            f" from {before} to {after}" if state == "changed" and "/" not in where and "default" not in where else ""
+        )
+        return [f"{where} {state}{versions}"]
+    return [f"{where} changed from {_shorten(before)} to {_shorten(after)}"]
+
+
+def _shorten(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."
+
+
+def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> RegraftError:
+    """Return the failure of stage `name` as its last lines and an exit code."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, StageCmdFailedError | OSError):
+        cause = cause.__cause__
+    if isinstance(cause, OSError):
+        return ResourceError(f"stage {name}: {cause}.")
+    if cause is None:
+        return RegraftError(f"stage {name} could not be run: {_chain(error)}")
+    status = int(cause.status)
+    lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
+    errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    if errors and status in (RegraftError.exit_code, ResourceError.exit_code):
+        return StageFailed(f"stage {name}: " + "\n".join(lines[errors[-1] :]).removeprefix("error: "), status)
+    exit_code = 1
+    if any("No space left on device" in line for line in lines):
+        what, exit_code = f"ran out of disk space in {log.parent.parent.parent}", ResourceError.exit_code
+    elif any(line.startswith("Timeout (") for line in lines):
+        what = f"was stopped after {timeout_s} s (`timeout_s` in dvc.yaml)"
+    elif status < 0 or status > 128:
+        number = -status if status < 0 else status - 128
+        what = (
+            f"was killed by {signal.Signals(number).name if number in signal.valid_signals() else number} "
+            "(the kernel does that when memory runs out); run again to go on from its last checkpoint"
+        )
+    else:
+        what = f"failed with exit code {status}"
+    tail = [f"  {line}" for line in lines if not progress.LINE.match(line)][-TAIL_LINES:]
+    return StageFailed("\n".join([f"stage {name} {what}. Its last lines, all of them in {log}:", *tail]), exit_code)
+
+
+def _chain(error: BaseException | None) -> str:
+    parts = []
+    while error is not None:
+        parts.append(str(error))
+        error = error.__cause__
+    return ": ".join(part for part in parts if part)
+
+
+@contextlib.contextmanager
+def _follow(log: Path, on_line: Callable[[str], None]) -> Iterator[None]:
+    """Hand each line that appears in the file `log` to `on_line`, from another thread, until the block ends."""
+    finished = threading.Event()
+
+    def read() -> None:
+        rest, position = "", 0
+        while True:
+            is_last = finished.is_set()
+            if log.exists():
+                with log.open(encoding="utf-8", errors="replace") as file:
+                    file.seek(position)
+                    text = rest + file.read()
+                    position = file.tell()
+                *lines, rest = text.split("\n")
+                for line in lines + ([rest] if is_last and rest else []):
+                    on_line(line.rstrip("\r"))
+            if is_last:
+                return
+            finished.wait(0.2)
+
+    thread = threading.Thread(target=read, name=f"follow {log.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()

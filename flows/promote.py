@@ -1,0 +1,57 @@
+"""The task `promote`: register what the graph made, and move the alias `champion` if the gates in params.yaml hold."""
+
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from regraft.fingerprint import hash_bytes, locked_hash, release_fingerprint
+from regraft.paths import REPOSITORY, Paths
+from regraft.settings import load_settings
+
+
+@task(name="promote", task_run_name="promote", tags=["cpu"], cache_policy=NO_CACHE, persist_result=False)
+def promote(root: str, flow_run_id: str) -> dict[str, Any]:
+    """Publish the project's current model: once for each fingerprint, however often it is called.
+
+    Returns:
+        The fields of `regraft.registry.register.Publication`.
+    """
+    from regraft.registry.register import publish  # MLflow takes two seconds to import
+
+    paths = Paths(Path(root))
+    publication = publish(paths, load_settings(paths.params), lineage(paths, flow_run_id), release_fingerprint(paths))
+    get_run_logger().info(
+        "version %s %s: %s",
+        publication.version,
+        "is champion" if publication.promoted else "was not promoted",
+        "; ".join(publication.reasons),
+    )
+    return dataclasses.asdict(publication)
+
+
+def lineage(paths: Paths, flow_run_id: str) -> dict[str, str]:
+    """Return the tags that lead from a registered version back to what it was made of."""
+    return {
+        "regraft.code_commit": git_commit(REPOSITORY),
+        "regraft.project_commit": git_commit(paths.root),
+        "regraft.dvc_lock_sha256": hash_bytes(paths.lock.read_bytes()),
+        "regraft.data_md5": locked_hash(paths, paths.prepared),
+        "regraft.backbone_md5": locked_hash(paths, paths.backbones),
+        "regraft.flow_run_id": flow_run_id,
+    }
+
+
+def git_commit(folder: Path) -> str:
+    """Return the commit checked out in `folder`, with `-dirty` if tracked files differ from it, or "none"."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() if found.returncode == 0 else "none"

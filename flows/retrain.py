@@ -1,0 +1,150 @@
+"""The flow `retrain`: plan, run each stale stage as a Prefect task, then register and promote what came out."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+
+from flows import pipeline
+from flows.promote import promote
+from regraft import progress
+from regraft.errors import ResourceError
+from regraft.paths import Paths
+
+RETRY_DELAY_S = 10
+
+
+@flow(name="retrain", flow_run_name="retrain {root}", log_prints=False)
+def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Bring the project at `root` up to date and return what was run and published.
+
+    Args:
+        root: The project's folder.
+        force: Stages to run even if nothing they depend on changed.
+
+    Returns:
+        {"stages_run": [names], "publication": {...}}, see `flows.promote`.
+
+    Raises:
+        StageFailed: With the last lines of the stage that failed. What ran before it stays recorded.
+        RegraftError: If settings, source or registry are at fault, or the project is locked by another run.
+    """
+    logger = get_run_logger()
+    paths = Paths(Path(root).resolve())
+    with project_lock(paths):
+        stages_run = []
+        for stage in pipeline.plan(paths.root, force=tuple(force)):
+            if not stage.stale:
+                logger.info("stage %s is clean", stage.name)
+                continue
+            if stage.name not in force and not pipeline.is_stale(paths.root, stage.name):
+                logger.info("stage %s is clean: what it reads came out the same", stage.name)
+                continue
+            logger.info("stage %s is stale: %s", stage.name, "; ".join(stage.why))
+            run = run_stage.with_options(
+                name=stage.name,
+                task_run_name=stage.name,
+                tags={stage.pool},
+                retries=stage.retries,
+                retry_delay_seconds=RETRY_DELAY_S,
+                retry_condition_fn=may_succeed_later,
+            )
+            if run(str(paths.root), stage.name, force=stage.name in force, timeout_s=stage.timeout_s):
+                stages_run.append(stage.name)
+        publication = promote(str(paths.root), flow_run_id())
+        publish_report(paths, publication)
+    return {"stages_run": stages_run, "publication": publication}
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def run_stage(root: str, name: str, *, force: bool, timeout_s: int) -> bool:
+    """Run one stage in a process of its own; its log lines and progress become those of the task run."""
+    logger = get_run_logger()
+    artifact = cast(UUID, create_progress_artifact(0.0, key=f"progress-{name}", description=f"stage {name}"))
+
+    def on_line(line: str) -> None:
+        logger.info(line)
+        if match := progress.LINE.match(line):
+            update_progress_artifact(artifact, progress=float(match["percent"]), description=f"{name}: {match['text']}")
+
+    ran = pipeline.run_stage(Path(root), name, force=force, timeout_s=timeout_s, on_line=on_line)
+    update_progress_artifact(artifact, progress=100.0, description=f"stage {name} is done")
+    if not ran:
+        logger.info("stage %s was restored from the cache: the same inputs were seen before", name)
+    return ran
+
+
+def may_succeed_later(_task: Any, _run: TaskRun, state: State) -> bool:
+    """Say whether a failed stage is worth another try: a disk, network or server gave out; bad data stays bad."""
+    try:
+        state.result()
+    except pipeline.StageFailed as error:
+        return error.is_transient
+    except ResourceError:
+        return True
+    return False
+
+
+def flow_run_id() -> str:
+    """Return the id of the Prefect run this is called in."""
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context and context.flow_run else ""
+
+
+def publish_report(paths: Paths, publication: dict[str, Any]) -> None:
+    """Show the test numbers, the decision and where the report is, beside the run in Prefect."""
+    metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))["test"]
+    rows = [
+        f"| {name} | {metrics[name]['value']:.4f} | {metrics[name]['low']:.4f} to {metrics[name]['high']:.4f} |"
+        for name in ("accuracy", "precision", "recall", "f1")
+    ]
+    decision = "is champion" if publication["promoted"] else "was not promoted"
+    create_markdown_artifact(
+        key="report",
+        description=f"Test numbers of {paths.root.name}",
+        markdown="\n".join(
+            [
+                f"Version {publication['version']} {decision}: {'; '.join(publication['reasons'])}",
+                "",
+                "| test metric | value | 95% interval |",
+                "|---|---|---|",
+                *rows,
+                "",
+                f"Full report: `{(paths.reports / 'report.html').relative_to(paths.root)}` in the project, "
+                f"and with MLflow run `{publication['run_id']}`.",
+            ]
+        ),
+    )
+
+
+@contextmanager
+def project_lock(paths: Paths) -> Iterator[None]:
+    """Let one run at a time work on a project.
+
+    Raises:
+        ResourceError: If another run holds the lock; the message says which process.
+    """
+    paths.state.mkdir(parents=True, exist_ok=True)
+    with (paths.state / "run.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ResourceError(
+                f"another run (process {file.read().strip() or 'unknown'}) is at work on {paths.root}; "
+                "wait for it to end, or stop it."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

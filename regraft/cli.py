@@ -1,0 +1,207 @@
+"""The command `regraft`. The one module that may call every layer; heavy imports wait until a command needs them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from regraft.errors import RegraftError
+from regraft.paths import Paths
+
+app = typer.Typer(
+    name="regraft",
+    help="Keep transfer-learned models fresh: data and a pretrained backbone in, a registered model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Root = Annotated[Path, typer.Option("--root", help="The project's folder.", show_default="this folder")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
+HERE = Path()
+
+
+def main() -> None:
+    """Run the command line; an error a person can act on prints its message, and `--debug` its traceback too."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except RegraftError as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED if sys.stderr.isatty() else None)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; run again to go on from the last checkpoint", err=True)
+        sys.exit(130)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own messages.")] = False,
+) -> None:
+    """Hold the options every command takes."""
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder to make; may exist if it holds no project.")],
+    source: Annotated[str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR or package:mnist5k.")],
+    name: Annotated[str, typer.Option(help="The model's name in the registry.")],
+    kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
+) -> None:
+    """Make a new project: a folder with its own settings, graph, data and models."""
+    from flows import pipeline
+    from regraft.project import create
+
+    paths = create(directory, source=source, name=name, kind=kind)
+    pipeline.start_project(paths.root)
+    typer.echo(f"made {paths.root}\nsettings: {paths.params}\nnext:     regraft run --root {directory}")
+
+
+@app.command()
+def plan(root: Root = HERE, as_json: AsJson = False) -> None:
+    """Show which stages are stale, and why, without running anything."""
+    from flows import pipeline
+
+    stages = pipeline.plan(root.resolve())
+    if as_json:
+        _print_json(
+            {"stages": [{"name": s.name, "stale": s.stale, "why": list(s.why), "pool": s.pool} for s in stages]}
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("stage", "state", "pool", "why"):
+        table.add_column(heading, overflow="fold")
+    for stage in stages:
+        shown = [*stage.why[:6], *([f"and {len(stage.why) - 6} more (--json lists all)"] if len(stage.why) > 6 else [])]
+        state = "[yellow]stale[/]" if stage.stale else "[green]clean[/]"
+        table.add_row(stage.name, state, stage.pool, "\n".join(shown).replace("[", r"\["))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def run(
+    root: Root = HERE,
+    force: Annotated[
+        list[str] | None, typer.Option(help="Run this stage even if it is clean; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the model up to date: run what is stale, register the result, promote it if it deserves it."""
+    from flows import pipeline
+    from regraft.fingerprint import release_fingerprint
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    forced = tuple(force or ())
+    if not any(stage.stale for stage in pipeline.plan(paths.root, force=forced)):
+        from regraft.registry.published import is_published
+
+        if is_published(paths, load_settings(paths.params), release_fingerprint(paths)):
+            publication = json.loads((paths.reports / "promotion.json").read_text("utf-8"))
+            _tell_outcome(paths, {"stages_run": [], "publication": publication}, as_json=as_json)
+            return
+    from regraft.console import run_flow
+
+    _tell_outcome(paths, run_flow(paths.root, forced, debug="--debug" in sys.argv), as_json=as_json)
+
+
+@app.command()
+def models(root: Root = HERE, as_json: AsJson = False) -> None:
+    """List the registered versions with their aliases and key metrics."""
+    from regraft.registry.register import list_models
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    rows = list_models(paths, load_settings(paths.params))
+    if as_json:
+        _print_json({"models": rows})
+        return
+    if not rows:
+        typer.echo("no model is registered yet; `regraft run` makes one")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "version", "aliases", "accuracy", "f1", "shipped", "created"):
+        table.add_column(heading)
+    for row in rows:
+        numbers = [f"{row['metrics'][key]:.4f}" if key in row["metrics"] else "" for key in ("accuracy", "f1")]
+        table.add_row(
+            row["name"], str(row["version"]), ", ".join(row["aliases"]), *numbers, row["shipped"], row["created"]
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
+    ],
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image files, or texts.")],
+    root: Root = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Predict labels for files or texts with a registered model."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from regraft.registry.predict import predict as predict_with
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    results = predict_with(paths, load_settings(paths.params), model, inputs)
+    if as_json:
+        _print_json({"predictions": results})
+        return
+    for result in results:
+        typer.echo(f"{result['label']}\t{result['probability']:.4f}\t{result['input']}")
+
+
+@app.command()
+def doctor(root: Root = HERE, as_json: AsJson = False) -> None:
+    """Check this machine and project: versions, known traps, cache links, disk, devices, servers."""
+    from regraft.doctor import check
+
+    findings = check(Paths(root.resolve()))
+    if as_json:
+        _print_json({"checks": findings})
+    else:
+        for finding in findings:
+            mark = "ok  " if finding["ok"] else "FAIL"
+            typer.echo(f"{mark}  {finding['check']}: {finding['found']}")
+            if not finding["ok"] and finding["advice"]:
+                typer.echo(f"      {finding['advice']}")
+    if not all(finding["ok"] for finding in findings):
+        raise typer.Exit(1)
+
+
+def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a run did: stages, version, decision, test number, and where to look next."""
+    if as_json:
+        _print_json(outcome)
+        return
+    publication = outcome["publication"]
+    test = json.loads((paths.reports / "metrics.json").read_text("utf-8"))["test"]["accuracy"]
+    ran = outcome["stages_run"]
+    typer.echo(f"{len(ran)} stages run{': ' + ', '.join(ran) if ran else '; nothing has changed'}")
+    typer.echo(f"test accuracy {test['value']:.4f} (95% interval {test['low']:.4f} to {test['high']:.4f})")
+    verdict = f"is models:/{publication['name']}@champion" if publication["promoted"] else "is registered, not promoted"
+    typer.echo(f"version {publication['version']} {verdict}: {'; '.join(publication['reasons'])}")
+    typer.echo(f"report: {paths.reports / 'report.html'}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

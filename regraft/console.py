@@ -1,0 +1,52 @@
+"""A run as a person sees it: the flow's messages line by line, progress in place, no tracebacks."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from regraft import progress
+
+
+def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
+    """Run the flow `retrain` in this process and return its result; see `flows.retrain.retrain`."""
+    if not debug:
+        # Prefect prints tracebacks of failed runs to its console handler; they still reach the server.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with console.status("starting Prefect", spinner="dots") as status:
+        from flows.retrain import retrain
+
+        handler = _RunHandler(console, status)
+        loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
+        for logger in loggers:
+            if not debug:
+                logger.addHandler(handler)
+        try:
+            return retrain(root=str(root), force=force)
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+
+
+class _RunHandler(logging.Handler):
+    """Prints a run's messages without tracebacks; progress replaces the line before it where the terminal can."""
+
+    def __init__(self, console: Console, status: Any) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+        self.status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stage = getattr(record, "task_run_name", None) or "retrain"
+        message = record.getMessage()
+        if record.exc_info or record.levelno >= logging.ERROR or message.startswith("Finished in state"):
+            return  # the command prints the error itself, once
+        if sys.stderr.isatty() and progress.LINE.match(message):
+            self.status.update(Text(f"{stage:<10} {message.removeprefix('progress ')}"))
+        else:
+            self.console.print(Text(f"{stage:<10} ", style="cyan") + Text(message))

@@ -1,0 +1,187 @@
+"""What a stage's result depends on besides the files it reads: code, libraries, the source's content.
+
+Planning writes these fingerprints to `.regraft/inputs.json`, where dvc.yaml names them as parameters: dvc.lock then
+records them value by value, and a changed one is seen, and named, like a changed setting.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from regraft import settings as settings_module
+from regraft.data import sources
+from regraft.errors import RegraftError
+from regraft.files import read_json, write_json
+from regraft.paths import REPOSITORY, Paths
+from regraft.settings import Settings
+
+FIRST_PARTY = ("regraft", "tasks")
+SETTINGS = REPOSITORY / "regraft" / "settings.py"
+DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel-yaml", "sklearn": "scikit-learn"}
+
+
+def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
+    """Bring `.regraft/inputs.json` up to date; it is rewritten only when a fingerprint moved.
+
+    Raises:
+        DataError: If the source does not exist.
+    """
+    source = sources.parse(settings.download.source, paths.root)
+    current = {
+        "source": source.fingerprint(paths.state / "source-index.json"),
+        "code": {stage: code_fingerprint(stage) for stage in stages},
+    }
+    if not paths.inputs.exists() or read_json(paths.inputs) != current:
+        write_json(paths.inputs, current)
+
+
+def code_fingerprint(stage: str) -> dict[str, str]:
+    """Return a hash of every first-party file, and the version of every library, that `tasks/<stage>.py` can reach.
+
+    Reached means imported, at the top or inside a function, by the stage or by what it imports; and a data file is
+    reached when a module beside it names it. Keys are paths relative to the repository, or distribution names, so the
+    result is the same on every machine that has the same checkout and the same locked libraries. Of the settings module
+    only the defaults of the sections in use count: a new setting of one stage must not make the others stale.
+    """
+    files = first_party_files(REPOSITORY / "tasks" / f"{stage}.py")
+    found = {
+        path.relative_to(REPOSITORY).as_posix(): hash_bytes(path.read_bytes())[:16]
+        for path in files
+        if path != SETTINGS
+    }
+    imported = {name for path in files if path.suffix == ".py" and path != SETTINGS for name in _scan(path).imports}
+    for name in imported:
+        section = getattr(settings_module, name.removeprefix("regraft.settings."), None)
+        if isinstance(section, type) and issubclass(section, settings_module.Section):
+            found[f"defaults of {section.__name__}"] = hash_json(section().model_dump())[:16]
+    for name in {name.split(".")[0] for name in imported}.difference(FIRST_PARTY):
+        try:
+            found[DISTRIBUTIONS.get(name, name)] = version(DISTRIBUTIONS.get(name, name))
+        except PackageNotFoundError:
+            continue  # the standard library, whose version the lock file does not fix
+    return dict(sorted(found.items()))
+
+
+def first_party_files(start: Path) -> list[Path]:
+    """Return `start`, every module of this repository it can reach, and the data files those modules name, sorted."""
+    pending, seen = [start], {start}
+    while pending:
+        path = pending.pop()
+        for reached in _neighbours(path) if path.suffix == ".py" else ():
+            if reached not in seen:
+                seen.add(reached)
+                pending.append(reached)
+    return sorted(seen)
+
+
+def stage_fingerprint(paths: Paths, stage: str) -> str:
+    """Return a hash of all that decides a stage's result: settings, code, source, recorded hashes of inputs."""
+    graph, lock = _load_yaml(paths.graph), _load_yaml(paths.lock)
+    made = {out["path"]: out.get("md5") for entry in lock.get("stages", {}).values() for out in entry.get("outs", [])}
+    settings, inputs = _load_yaml(paths.params), read_json(paths.inputs)
+    definition = graph["stages"][stage]
+    values: dict[str, Any] = {path: made.get(path) for path in definition.get("deps", [])}
+    for name in definition["params"]:
+        if isinstance(name, str):
+            values[name] = settings.get(name)
+        else:
+            values |= {key: _lookup(inputs, key) for keys in name.values() for key in keys}
+    return hash_json(values)
+
+
+def release_fingerprint(paths: Paths) -> str:
+    """Return a hash of all that the last run made, timings aside: equal for models that are the same to the byte."""
+    graph, lock = _load_yaml(paths.graph), _load_yaml(paths.lock)
+    varying = {
+        path
+        for definition in graph["stages"].values()
+        for out in definition["outs"]
+        if isinstance(out, dict)
+        for path, options in out.items()
+        if options.get("meta", {}).get("varies")
+    }
+    return hash_json(
+        {
+            out["path"]: out["md5"]
+            for entry in lock["stages"].values()
+            for out in entry["outs"]
+            if out["path"] not in varying
+        }
+    )
+
+
+def locked_hash(paths: Paths, output: Path) -> str:
+    """Return DVC's hash of `output` as recorded in dvc.lock, e.g. `3f...c2.dir`."""
+    name = output.relative_to(paths.root).as_posix()
+    for entry in _load_yaml(paths.lock)["stages"].values():
+        for out in entry["outs"]:
+            if out["path"] == name:
+                return str(out["md5"])
+    raise RegraftError(f"{paths.lock} has no entry for {name}; run `regraft run` first.")
+
+
+def hash_bytes(content: bytes) -> str:
+    """Return the SHA-256 of `content` as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of `value` in canonical JSON."""
+    return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+class _Scan:
+    """The imports and string constants of one module."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.imports: set[str] = set()
+        self.strings: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                self.imports.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                self.imports.add(node.module)
+                self.imports.update(f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                self.strings.add(node.value)
+
+
+@cache
+def _scan(path: Path) -> _Scan:
+    return _Scan(ast.parse(path.read_bytes(), filename=str(path)))
+
+
+def _neighbours(path: Path) -> Iterator[Path]:
+    """Yield the files that the module at `path` imports or names."""
+    scan = _scan(path)
+    for name in scan.imports:
+        parts = name.split(".")
+        if parts[0] not in FIRST_PARTY:
+            continue
+        for depth in range(1, len(parts) + 1):
+            base = REPOSITORY.joinpath(*parts[:depth])
+            for candidate in (base / "__init__.py", base.with_suffix(".py")):
+                if candidate.is_file():
+                    yield candidate
+    for text in scan.strings:
+        if "." in text and "/" not in text and "\n" not in text and len(text) < 100:
+            candidate = path.parent / text
+            if candidate.suffix != ".py" and candidate.is_file():
+                yield candidate
+
+
+def _lookup(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values[key]
+    return values
+
+
+def _load_yaml(path: Path) -> Any:
+    return YAML(typ="safe", pure=True).load(path.read_text("utf-8")) if path.exists() else {}

@@ -1,0 +1,81 @@
+"""Where a project keeps its files: the only place that spells these names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every file and folder of the project at `root`, as absolute paths."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def graph(self) -> Path:
+        return self.root / "dvc.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "dvc.lock"
+
+    # What stages hand on; each is an output in dvc.yaml.
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "data" / "raw"
+
+    @property
+    def prepared(self) -> Path:
+        return self.root / "data" / "prepared"
+
+    @property
+    def backbones(self) -> Path:
+        return self.root / "models" / "backbones"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "models" / "model"
+
+    @property
+    def serving(self) -> Path:
+        """The exported model that takes raw input (a TensorFlow SavedModel and its labels)."""
+        return self.root / "models" / "serving"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    # What may be deleted at any time, at the price of doing work again.
+
+    @property
+    def state(self) -> Path:
+        """Fingerprints that planning refreshes, logs, the run lock, the feature cache."""
+        return self.root / ".regraft"
+
+    @property
+    def inputs(self) -> Path:
+        """Fingerprints of what lies outside params.yaml: each stage's code, the source's content."""
+        return self.state / "inputs.json"
+
+    @property
+    def feature_cache(self) -> Path:
+        return self.state / "features"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def scratch(self) -> Path:
+        """Checkpoints and half-made outputs, one folder per stage fingerprint."""
+        return self.root / ".scratch"

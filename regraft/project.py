@@ -1,0 +1,66 @@
+"""A new project: a folder with a copy of the commented settings and of the graph."""
+
+import shutil
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from regraft.backbones import catalogue
+from regraft.data import sources
+from regraft.errors import RegraftError
+from regraft.paths import REPOSITORY, Paths
+from regraft.settings import load_settings
+
+PROJECT_FILES = ("dvc.yaml", ".dvcignore")
+
+
+def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Paths:
+    """Write params.yaml and dvc.yaml for a model called `name`, learnt from `source`, into `directory`.
+
+    Args:
+        directory: The project's folder; made if it does not exist.
+        source: As in params.yaml; a relative path counts from the current folder.
+        name: The model's name in the registry.
+        kind: image, text, or auto to read it off the source.
+
+    Raises:
+        RegraftError: If `directory` holds a project already, or source, name or kind are not valid. Nothing is written.
+    """
+    paths = Paths(directory.resolve())
+    if paths.params.exists() or paths.graph.exists():
+        raise RegraftError(f"{paths.root} holds a project already; choose another folder or edit its params.yaml.")
+    if kind not in ("auto", "image", "text"):
+        raise RegraftError(f"--kind must be image, text or auto, got {kind!r}.")
+    found = sources.parse(source, Path.cwd())
+    kind = sources.guess_kind(found) if kind == "auto" else kind
+
+    yaml = YAML()
+    yaml.width = 200
+    settings = yaml.load((REPOSITORY / "params.yaml").read_text("utf-8"))
+    settings["name"] = name
+    settings["download"]["source"] = found.absolute()
+    settings["preprocess"]["kind"] = kind
+    settings["backbone"]["name"] = catalogue.default_name(kind)
+    is_new = not paths.root.exists()
+    paths.root.mkdir(parents=True, exist_ok=True)
+    with paths.params.open("w", encoding="utf-8") as file:
+        yaml.dump(settings, file)
+    try:
+        load_settings(paths.params)
+    except RegraftError:
+        paths.params.unlink()
+        if is_new:
+            paths.root.rmdir()
+        raise
+    for file_name in PROJECT_FILES:
+        shutil.copyfile(REPOSITORY / file_name, paths.root / file_name)
+    (paths.root / ".gitignore").write_text(
+        "".join(f"/{ignored}\n" for ignored in _made_by_runs(paths)), encoding="utf-8"
+    )
+    return paths
+
+
+def _made_by_runs(paths: Paths) -> list[str]:
+    """Return what runs make and git should not hold."""
+    folders = [paths.raw.parent, paths.features, paths.model.parent, paths.reports, paths.state, paths.scratch]
+    return [f"{folder.relative_to(paths.root)}/" for folder in folders] + ["mlartifacts/", "mlflow.db"]

@@ -1,0 +1,175 @@
+"""What params.yaml may say: strict, typed, and checked once, with every problem reported together."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from regraft.errors import SettingsError
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _as_float(value: Any) -> Any:
+    """Let a whole number stand for a float (`1` for `1.0`); strict mode would refuse it, YAML users write it."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, BeforeValidator(_as_float)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: unknown keys and values of another type are errors; instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DownloadSettings(Section):
+    """Where the data comes from."""
+
+    source: str = "package:mnist5k"
+
+
+class PreprocessSettings(Section):
+    """How raw data becomes labelled, split, checked examples."""
+
+    kind: Literal["auto", "image", "text"] = "auto"
+    text_column: str | None = None
+    target_column: str | None = None
+    validation_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.15
+    test_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.2
+    min_examples_per_class: Annotated[int, Field(ge=3)] = 3
+    max_rejected_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.02
+
+
+class BackboneSettings(Section):
+    """Which pretrained network the head is grafted on."""
+
+    name: str = "efficientnet_lite0_imagenet"
+
+
+class EmbedSettings(Section):
+    """How examples enter the backbone."""
+
+    image_size_px: Literal["auto"] | Annotated[int, Field(ge=32, le=1024)] = "auto"
+    max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
+    batch_size: Annotated[int, Field(ge=1)] = 32
+
+
+class FinetuneSettings(Section):
+    """How the grafted model is trained."""
+
+    strategy: Literal["probe", "lp_ft"] = "lp_ft"
+    epochs: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0.0, le=1.0)] = "auto"
+    patience_epochs: Annotated[int, Field(ge=1)] = 3
+    augment: bool = True
+
+
+class EvaluateSettings(Section):
+    """How the test number and its interval are computed."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
+    interval: Annotated[Number, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class PromoteSettings(Section):
+    """What a new model must show before the alias `champion` moves to it."""
+
+    metric: Literal["accuracy", "precision", "recall", "f1"] = "accuracy"
+    minimum: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.5
+    tolerance: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class PlacementSettings(Section):
+    """Where stages run."""
+
+    pool: str | None = None
+
+
+class TrackingSettings(Section):
+    """Which MLflow server remembers runs and models."""
+
+    uri: str | None = None
+
+
+class Settings(Section):
+    """The whole of params.yaml."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 7
+    download: DownloadSettings = DownloadSettings()
+    preprocess: PreprocessSettings = PreprocessSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    embed: EmbedSettings = EmbedSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    promote: PromoteSettings = PromoteSettings()
+    placement: PlacementSettings = PlacementSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check params.yaml.
+
+    Raises:
+        SettingsError: If the file is missing, is not YAML, or has invalid settings; the message lists all of them.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path} does not exist. Run this in a project's folder, name one with --root DIR, "
+            "or make one with `regraft init DIR --source ... --name ...`."
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold settings as `key: value` lines, got {type(values).__name__}.")
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        lines = _describe(error)
+    raise SettingsError(f"{path.name} has {len(lines)} invalid setting(s):\n  " + "\n  ".join(lines))
+
+
+def _describe(error: ValidationError) -> list[str]:
+    """Return a line for each setting at fault: where, what is wrong, what was received, a guess at what was meant."""
+    faults: dict[str, list[Any]] = {}
+    for problem in error.errors(include_url=False):
+        # A setting of several types has a fault for each, told apart by a last part that names the type.
+        keys = [str(part) for part in problem["loc"] if not re.match(r"(int|float|str|literal|constrained)\b", str(part))]
+        faults.setdefault(".".join(keys), []).append(problem)
+    lines = []
+    for where, problems in faults.items():
+        kinds = {problem["type"] for problem in problems}
+        if "missing" in kinds:
+            what = "is required and missing"
+        elif "extra_forbidden" in kinds:
+            *parents, key = where.split(".")
+            known = _keys_beside(parents)
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            what = "there is no such setting; " + (
+                f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
+            )
+        elif "model_type" in kinds:
+            what = f"must hold settings as `key: value` lines (got {problems[0]['input']!r})"
+        else:
+            messages = [problem["msg"] for problem in problems]
+            also = [message[0].lower() + message[1:] for message in messages[1:]]
+            what = f"{', or '.join([messages[0], *also])} (got {problems[0]['input']!r})"
+        lines.append(f"{where}: {what}")
+    return lines
+
+
+def _keys_beside(parents: list[str]) -> list[str]:
+    """Return the names allowed in the section that `parents` leads to."""
+    model: Any = Settings
+    for part in parents:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

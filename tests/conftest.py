@@ -1,0 +1,17 @@
+"""Every test runs apart from the user's own Prefect, MLflow and caches."""
+
+import os
+
+import pytest
+
+# Set before any test imports Prefect or TensorFlow, and inherited by the processes tests start.
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(_name, None)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_prefect_home(tmp_path_factory):
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))

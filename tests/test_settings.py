@@ -1,0 +1,75 @@
+import pytest
+from ruamel.yaml import YAML
+
+from regraft.errors import SettingsError
+from regraft.paths import REPOSITORY
+from regraft.settings import Section, Settings, load_settings
+
+
+def load(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_settings(path)
+
+
+def problems(tmp_path, text):
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, text)
+    return str(caught.value)
+
+
+def test_the_shipped_settings_are_valid_and_say_every_setting_with_its_default():
+    values = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text("utf-8"))
+    assert values == Settings(name="mnist5k").model_dump()
+    assert load_settings(REPOSITORY / "params.yaml").name == "mnist5k"
+
+
+def test_every_setting_in_the_shipped_file_has_a_comment():
+    lines = (REPOSITORY / "params.yaml").read_text("utf-8").splitlines()
+    settings = [line for line in lines if line.startswith("  ") or line.startswith(("name", "seed"))]
+    assert len(settings) > 20
+    uncommented = [line for line in settings if "#" not in line]
+    assert [line.strip() for line in uncommented] == ["batch_size: 32"]  # explained a few lines above
+
+
+def test_all_problems_are_reported_together(tmp_path):
+    message = problems(tmp_path, "name: a\nseed: -1\nfinetune: {epochs: 0, batch_size: '32'}\npromote: {metric: acc}\n")
+    assert "4 invalid setting(s)" in message
+    for where in ("seed:", "finetune.epochs:", "finetune.batch_size:", "promote.metric:"):
+        assert where in message
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("name: a\nfinetune: {lerning_rate: 0.1}", "finetune.lerning_rate: there is no such setting; did you mean"),
+        ("name: a\nfintune: {}", "did you mean `finetune`?"),
+        ("name: a\nfinetune: {colour: 1}", "known here: strategy, epochs,"),
+        ("seed: 1", "name: is required and missing"),
+        ("name: a\nembed: {image_size_px: 10}", "embed.image_size_px: Input should be 'auto', or input should be greater"),
+        ("name: a\nevaluate: 3", "evaluate: must hold settings as `key: value` lines (got 3)"),
+        ("- a", "must hold settings as `key: value` lines, got list"),
+        ("name: [", "is not valid YAML"),
+    ],
+)
+def test_a_problem_says_where_and_what_to_do(tmp_path, text, hint):
+    assert hint in problems(tmp_path, text)
+
+
+def test_types_are_strict_but_a_whole_number_may_stand_for_a_float(tmp_path):
+    assert load(tmp_path, "name: a\nfinetune: {learning_rate: 1}").finetune.learning_rate == 1.0
+    assert load(tmp_path, "name: a\nfinetune: {learning_rate: 1e-3}").finetune.learning_rate == 0.001
+    assert "finetune.augment" in problems(tmp_path, "name: a\nfinetune: {augment: 'yes'}")
+    assert "finetune.epochs" in problems(tmp_path, "name: a\nfinetune: {epochs: 2.0}")
+
+
+def test_a_missing_file_says_how_to_make_a_project(tmp_path):
+    with pytest.raises(SettingsError, match="regraft init"):
+        load_settings(tmp_path / "params.yaml")
+
+
+def test_every_section_can_be_left_out():
+    sections = [field.annotation for field in Settings.model_fields.values()]
+    for section in sections:
+        if isinstance(section, type) and issubclass(section, Section):
+            section()
