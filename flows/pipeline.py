@@ -101,7 +101,7 @@ def plan(root: Path, *, force: tuple[str, ...] = ()) -> list[StagePlan]:
 def is_stale(root: Path, name: str) -> bool:
     """Return whether stage `name` must run, given what the stages before it left."""
     with _repository(Paths(root)) as repo:
-        return bool(next(stage for stage in _ordered(repo) if stage.name == name).changed())
+        return bool(_reasons(next(stage for stage in _ordered(repo) if stage.name == name)))
 
 
 def run_stage(
@@ -250,7 +250,7 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
         return ResourceError(f"stage {name}: {cause}.")
     if cause is None:
         return RegraftError(f"stage {name} could not be run: {_chain(error)}")
-    status = int(cause.status)
+    status = int(str(cause).rpartition("exited with ")[2])  # DVC keeps the exit code in its message only
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
     if errors and status in (RegraftError.exit_code, ResourceError.exit_code):

@@ -36,11 +36,14 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
 
     yaml = YAML()
     yaml.width = 200
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     settings = yaml.load((REPOSITORY / "params.yaml").read_text("utf-8"))
     settings["name"] = name
-    settings["download"]["source"] = found.absolute()
+    settings["download"]["source"] = f"{found.scheme}:{found.path}" if found.scheme != "package" else source
     settings["preprocess"]["kind"] = kind
-    settings["backbone"]["name"] = catalogue.default_name(kind)
+    settings["backbone"]["name"] = catalogue.names(kind)[0]
     is_new = not paths.root.exists()
     paths.root.mkdir(parents=True, exist_ok=True)
     with paths.params.open("w", encoding="utf-8") as file:

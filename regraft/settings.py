@@ -143,7 +143,9 @@ def _describe(error: ValidationError) -> list[str]:
     faults: dict[str, list[Any]] = {}
     for problem in error.errors(include_url=False):
         # A setting of several types has a fault for each, told apart by a last part that names the type.
-        keys = [str(part) for part in problem["loc"] if not re.match(r"(int|float|str|literal|constrained)\b", str(part))]
+        keys = [
+            str(part) for part in problem["loc"] if not re.match(r"(int|float|str|literal|constrained)\b", str(part))
+        ]
         faults.setdefault(".".join(keys), []).append(problem)
     lines = []
     for where, problems in faults.items():

@@ -1,4 +1,4 @@
-"""Run one stage as a process of its own: `python -m tasks STAGE` in a project's folder, which is what DVC calls.
+"""Run one stage as a process of its own: `python -P -m tasks STAGE` in a project's folder, which is what DVC calls.
 
 The process dies with whoever started it, refuses to run twice at once, keeps half-made work in `.scratch`, and ends
 with an exit code that says whether trying again can help (see `regraft.errors`).

@@ -46,7 +46,10 @@ def test_all_problems_are_reported_together(tmp_path):
         ("name: a\nfintune: {}", "did you mean `finetune`?"),
         ("name: a\nfinetune: {colour: 1}", "known here: strategy, epochs,"),
         ("seed: 1", "name: is required and missing"),
-        ("name: a\nembed: {image_size_px: 10}", "embed.image_size_px: Input should be 'auto', or input should be greater"),
+        (
+            "name: a\nembed: {image_size_px: 10}",
+            "embed.image_size_px: Input should be 'auto', or input should be greater",
+        ),
         ("name: a\nevaluate: 3", "evaluate: must hold settings as `key: value` lines (got 3)"),
         ("- a", "must hold settings as `key: value` lines, got list"),
         ("name: [", "is not valid YAML"),

@@ -1,0 +1,56 @@
+"""Temporary projects for measurements, run through the command line as a user would."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project in a folder of its own."""
+
+    root: Path
+
+    def run(self) -> tuple[float, dict[str, Any]]:
+        """Run `regraft run`; return its wall time in seconds, start-up included, and its outcome."""
+        started = time.monotonic()
+        outcome = regraft("run", "--root", str(self.root), "--json")
+        return time.monotonic() - started, json.loads(outcome)
+
+    def report(self, name: str) -> Any:
+        """Return the content of reports/`name`."""
+        return json.loads((self.root / "reports" / name).read_text("utf-8"))
+
+    def change(self, setting: str, value: Any) -> None:
+        """Set e.g. `finetune.epochs` in params.yaml."""
+        yaml = YAML()
+        path = self.root / "params.yaml"
+        settings = yaml.load(path.read_text("utf-8"))
+        section, _, key = setting.partition(".")
+        settings[section][key] = value
+        with path.open("w", encoding="utf-8") as file:
+            yaml.dump(settings, file)
+
+
+@contextmanager
+def temporary_project(source: str) -> Iterator[Project]:
+    """Make a project on `source`, and delete it at the end."""
+    with tempfile.TemporaryDirectory(prefix="regraft-benchmark-") as folder:
+        root = Path(folder) / "project"
+        regraft("init", str(root), "--source", source, "--name", "benchmark")
+        yield Project(root)
+
+
+def regraft(*arguments: str) -> str:
+    """Run the command line and return its standard output; what it says on standard error is shown as it comes."""
+    command = [sys.executable, "-m", "regraft.cli", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

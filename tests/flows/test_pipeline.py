@@ -1,0 +1,229 @@
+"""Planning and running on a graph of quick shell commands: what is stale, why, and what a failure says."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flows import pipeline
+from regraft.errors import RegraftError
+from regraft.paths import REPOSITORY, Paths
+from regraft.project import create
+
+GRAPH = """
+stages:
+  download:
+    cmd: {download}
+    params:
+    - .regraft/inputs.json: [source, code.download]
+    outs: [raw.txt]
+    meta: {{pool: cpu, timeout_s: 60, retries: 2}}
+  preprocess:
+    cmd: {preprocess}
+    deps: [raw.txt]
+    params:
+    - preprocess
+    - .regraft/inputs.json: [code.preprocess]
+    outs: [prepared.txt]
+    meta: {{pool: gpu}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of two quick stages over a folder of two files."""
+    source = tmp_path / "source"
+    for label in ("cat", "dog"):
+        (source / label).mkdir(parents=True)
+        (source / label / "1.png").write_bytes(b"not looked into")
+    paths = create(tmp_path / "project", source=f"folder:{source}", name="pets", kind="image")
+    write_graph(paths)
+    pipeline.start_project(paths.root)
+    return paths
+
+
+def write_graph(paths, *, download="ls $SOURCE > raw.txt", preprocess="head -c 3 raw.txt > prepared.txt"):
+    source = paths.root.parent / "source"
+    paths.graph.write_text(GRAPH.format(download=download.replace("$SOURCE", str(source)), preprocess=preprocess))
+
+
+def plan(paths):
+    return {stage.name: stage for stage in pipeline.plan(paths.root)}
+
+
+def run_all(paths):
+    """Run what is stale as the flow does and return the stages that really ran."""
+    ran = []
+    for stage in pipeline.plan(paths.root):
+        if stage.stale and pipeline.is_stale(paths.root, stage.name):
+            assert isinstance(pipeline.run_stage(paths.root, stage.name), bool)
+            ran.append(stage.name)
+    return ran
+
+
+def edit_settings(paths, before, after):
+    text = paths.params.read_text("utf-8")
+    assert before in text
+    paths.params.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def test_a_new_project_has_never_run_and_a_finished_one_is_clean(project):
+    assert [stage.why[0] for stage in plan(project).values()] == ["has never run", "has never run"]
+    assert run_all(project) == ["download", "preprocess"]
+    assert [stage.stale for stage in plan(project).values()] == [False, False]
+    assert run_all(project) == []
+
+
+def test_routing_comes_from_the_graph_and_one_setting_overrides_it(project):
+    stages = plan(project)
+    assert (stages["download"].pool, stages["download"].timeout_s, stages["download"].retries) == ("cpu", 60, 2)
+    assert (stages["preprocess"].pool, stages["preprocess"].retries) == ("gpu", 0)
+    edit_settings(project, "pool: null", "pool: big")
+    assert {stage.pool for stage in plan(project).values()} == {"big"}
+
+
+def test_a_changed_setting_is_named_with_both_values_and_only_its_stages_are_stale(project):
+    run_all(project)
+    edit_settings(project, "test_fraction: 0.2 ", "test_fraction: 0.3 ")
+    stages = plan(project)
+    assert not stages["download"].stale
+    assert stages["preprocess"].why == ("preprocess.test_fraction changed from 0.2 to 0.3",)
+    assert run_all(project) == ["preprocess"]
+
+
+def test_a_changed_source_is_noticed_and_a_touched_one_is_not(project):
+    run_all(project)
+    image = project.root.parent / "source" / "cat" / "1.png"
+    os.utime(image)
+    assert not plan(project)["download"].stale
+    (image.parent / "2.png").write_bytes(b"one more")
+    why = plan(project)["download"].why
+    assert "source.files changed from 2 to 3" in why
+    assert plan(project)["preprocess"].why == ("runs after download",)
+
+
+def test_a_stage_whose_inputs_came_out_the_same_is_skipped(project):
+    run_all(project)
+    (project.root.parent / "source" / "cat" / "2.png").write_bytes(b"one more")  # `ls` lists the class folders only
+    assert run_all(project) == ["download"]
+
+
+def test_changed_code_and_a_changed_library_are_named(project, monkeypatch):
+    run_all(project)
+    from regraft import fingerprint
+
+    known = fingerprint.code_fingerprint
+    changed = {"regraft/data/images.py": "0" * 16, "pillow": "0.1"}
+    monkeypatch.setattr(fingerprint, "code_fingerprint", lambda s: known(s) | (changed if s == "preprocess" else {}))
+    stages = plan(project)
+    assert not stages["download"].stale
+    assert "code: regraft/data/images.py changed" in stages["preprocess"].why
+    assert any(
+        line.startswith("code: pillow changed from ") and line.endswith(" to 0.1") for line in stages["preprocess"].why
+    )
+
+
+def test_a_deleted_output_comes_back_from_the_cache_without_running(project):
+    run_all(project)
+    prepared = project.root / "prepared.txt"
+    before = prepared.read_text()
+    prepared.unlink()
+    assert plan(project)["preprocess"].why == ("its output prepared.txt is deleted",)
+    write_graph(project)  # unchanged
+    assert pipeline.run_stage(project.root, "preprocess") is False
+    assert prepared.read_text() == before
+
+
+def test_settings_seen_before_are_restored_from_the_cache(project):
+    run_all(project)
+    edit_settings(project, "test_fraction: 0.2 ", "test_fraction: 0.3 ")
+    run_all(project)
+    edit_settings(project, "test_fraction: 0.3 ", "test_fraction: 0.2 ")
+    assert pipeline.run_stage(project.root, "preprocess") is False
+    assert not plan(project)["preprocess"].stale
+
+
+def test_a_failing_stage_raises_its_last_lines_and_records_nothing(project):
+    plan(project)
+    pipeline.run_stage(project.root, "download")
+    lines = []
+    script = project.root / "fail.sh"
+    script.write_text('exec >> "$REGRAFT_LOG" 2>&1\necho first\necho the reason\nexit 3\n')
+    write_graph(project, preprocess="exec sh fail.sh")
+    with pytest.raises(pipeline.StageFailed, match=r"(?s)failed with exit code 3.*first.*the reason") as caught:
+        pipeline.run_stage(project.root, "preprocess", on_line=lines.append)
+    assert caught.value.exit_code == 1
+    assert lines == ["first", "the reason"]
+    assert plan(project)["preprocess"].why[0] == "has never run"
+
+
+@pytest.mark.parametrize(("exit_code", "is_transient"), [(2, False), (75, True)])
+def test_an_error_for_people_arrives_whole_and_says_whether_to_retry(project, exit_code, is_transient):
+    script = project.root / "fail.sh"
+    script.write_text(
+        f'echo "noise\nerror: two classes are needed\n  found: cat" >> "$REGRAFT_LOG"; exit {exit_code}\n'
+    )
+    write_graph(project, download="exec sh fail.sh")
+    plan(project)
+    with pytest.raises(pipeline.StageFailed) as caught:
+        pipeline.run_stage(project.root, "download")
+    assert str(caught.value) == "stage download: two classes are needed\n  found: cat"
+    assert caught.value.is_transient is is_transient
+
+
+def test_a_killed_stage_is_called_killed(project):
+    write_graph(project, download="exec sleep 60")
+    plan(project)
+
+    def kill_it():
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                    command = (process / "cmdline").read_bytes()
+                except OSError:
+                    continue  # it ended in the meantime
+                if int(parent) == os.getpid() and command.startswith(b"sleep\x0060"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    with pytest.raises(pipeline.StageFailed, match="killed by SIGKILL"):
+        pipeline.run_stage(project.root, "download")
+    killer.join()
+
+
+def test_forcing_an_unknown_stage_lists_the_known_ones(project):
+    with pytest.raises(RegraftError, match=r"no stage nonsense; dvc\.yaml has download, preprocess"):
+        pipeline.plan(project.root, force=("nonsense",))
+    assert pipeline.plan(project.root, force=("preprocess",))[1].why[0] == "forced"
+
+
+def test_a_folder_without_a_project_is_a_clear_error(tmp_path):
+    (tmp_path / "params.yaml").write_text("name: a\n")
+    with pytest.raises(RegraftError, match="is not a project"):
+        pipeline.plan(tmp_path)
+
+
+def test_a_project_inside_a_git_repository_is_its_own_and_leaves_the_outer_one_alone(project):
+    assert not (project.root / ".git").exists()
+    assert "no_scm" in (project.root / ".dvc" / "config").read_text()
+
+
+def test_dvc_lock_holds_no_path_of_this_machine(project):
+    write_graph(project, download="ls ../source > raw.txt")
+    run_all(project)
+    lock = project.lock.read_text()
+    assert str(project.root.parent) not in lock
+    assert str(REPOSITORY) not in lock
+
+
+def test_outputs_are_linked_not_copied_where_the_disk_can(project):
+    assert pipeline.cache_link_type(project.root) in ("reflink", "hardlink", "symlink", "copy")
+    assert Paths(project.root).lock == project.lock
