@@ -118,7 +118,7 @@ def run(
 @app.command()
 def models(root: Root = HERE, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and key metrics."""
-    from regraft.registry.register import list_models
+    from regraft.registry.versions import list_models
     from regraft.settings import load_settings
 
     paths = Paths(root.resolve())

@@ -16,6 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from regraft import settings as settings_module
+from regraft.backbones import catalogue
 from regraft.data import sources
 from regraft.errors import RegraftError
 from regraft.files import read_json, write_json
@@ -32,14 +33,24 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
 
     Raises:
         DataError: If the source does not exist.
+        BackboneError: If the backbone is neither in the catalogue nor a preset folder.
     """
     source = sources.parse(settings.download.source, paths.root)
+    preset = catalogue.preset_folder(settings.backbone.name, paths.root)
+    if preset is None:
+        catalogue.find(settings.backbone.name)
     current = {
         "source": source.fingerprint(paths.state / "source-index.json"),
+        "preset": preset and _content(preset, paths),
         "code": {stage: code_fingerprint(stage) for stage in stages},
     }
     if not paths.inputs.exists() or read_json(paths.inputs) != current:
         write_json(paths.inputs, current)
+
+
+def _content(folder: Path, paths: Paths) -> dict[str, Any]:
+    """Return the fingerprint of the files in `folder`, which lies outside the project."""
+    return sources.parse(f"folder:{folder}", paths.root).fingerprint(paths.state / f"{folder.name}-index.json")
 
 
 def code_fingerprint(stage: str) -> dict[str, str]:

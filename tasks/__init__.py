@@ -1,1 +1,1 @@
-"""The stages of the graph, one module each; `python -P -m tasks STAGE` runs one in the project of the current folder."""
+"""The stages of the graph, one module each; `python -P -m tasks STAGE` runs one in the current project."""

@@ -39,7 +39,7 @@ def test_every_stage_module_is_in_the_graph():
 
 
 def test_a_stage_reads_only_what_an_earlier_one_makes():
-    made = set()
+    made: set[str] = set()
     for stage in STAGES.values():
         assert set(stage.get("deps", [])) <= made
         made |= {next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]}

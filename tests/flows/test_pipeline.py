@@ -149,7 +149,7 @@ def test_settings_seen_before_are_restored_from_the_cache(project):
 def test_a_failing_stage_raises_its_last_lines_and_records_nothing(project):
     plan(project)
     pipeline.run_stage(project.root, "download")
-    lines = []
+    lines: list[str] = []
     script = project.root / "fail.sh"
     script.write_text('exec >> "$REGRAFT_LOG" 2>&1\necho first\necho the reason\nexit 3\n')
     write_graph(project, preprocess="exec sh fail.sh")

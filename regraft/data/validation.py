@@ -1,0 +1,134 @@
+"""Stop rules: what data cannot be trained on, said all at once and with complete lists."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from regraft.data.examples import Collection
+from regraft.data.records import Example
+from regraft.errors import DataError
+
+_REJECTS_SHOWN = 10
+_REAL_VALUES = 10
+
+
+def check(
+    collection: Collection,
+    splits: Mapping[str, Sequence[Example]],
+    *,
+    min_examples_per_class: int,
+    max_rejected_fraction: float,
+    rejects_file: str,
+) -> None:
+    """Raise if `collection`, divided into `splits`, cannot be trained on and measured.
+
+    Rules: at least one example; no more than `max_rejected_fraction` set aside; two or more classes; every class has
+    `min_examples_per_class` different examples over all splits, and at least one in train and one in test (without the
+    first it cannot be learned, without the second not measured; validation may lack a class). Copies count once.
+
+    Args:
+        collection: What the raw data holds, with its rejects.
+        splits: The examples by split: train, validation, test.
+        min_examples_per_class: Fewest different examples of a class.
+        max_rejected_fraction: Largest share of examples that may be set aside, in [0, 1).
+        rejects_file: Where the whole list of rejects is written, for the message.
+
+    Raises:
+        DataError: If a rule is broken; the message lists every problem.
+    """
+    problems = [
+        *_rejects(collection, max_rejected_fraction, rejects_file),
+        *(_classes(collection, splits, min_examples_per_class) if any(splits.values()) else _nothing(collection)),
+    ]
+    if problems:
+        raise DataError("the data cannot be used:\n  " + "\n  ".join(problems))
+
+
+def _nothing(collection: Collection) -> list[str]:
+    if collection.rejects:
+        return ["no usable example is left"]
+    layout = (
+        "images stand in one folder per class (CLASS/picture.jpg, or train/CLASS/picture.jpg)"
+        if collection.kind == "image"
+        else "a table needs a line of column names and a line for each example"
+    )
+    return [f"there is no example in it ({collection.ignored_files} file(s) of other kinds were ignored); {layout}"]
+
+
+def _rejects(collection: Collection, allowed: float, rejects_file: str) -> list[str]:
+    rejects = collection.rejects
+    total = len(rejects) + sum(map(len, collection.splits.values()))
+    if len(rejects) <= allowed * total:
+        return []
+    shown = "".join(f"\n    {reject.name} {reject.reason}" for reject in rejects[:_REJECTS_SHOWN])
+    rest = f"\n    ... and {len(rejects) - _REJECTS_SHOWN} more" if len(rejects) > _REJECTS_SHOWN else ""
+    return [
+        f"{len(rejects)} of {total} examples ({100 * len(rejects) / total:.1f}%) cannot be used, and "
+        f"preprocess.max_rejected_fraction allows {100 * allowed:.1f}%; the whole list is in {rejects_file}. "
+        f"Repair or remove them, or raise the limit:{shown}{rest}"
+    ]
+
+
+def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], minimum: int) -> list[str]:
+    distinct = {
+        split: Counter(label for _, label in {(e.id, e.label) for e in examples}) for split, examples in splits.items()
+    }
+    labels = sorted({label for counts in distinct.values() for label in counts})
+    lost = Counter(
+        reject.label for reject in collection.rejects if reject.label is not None and reject.label not in labels
+    )
+    problems = [f"class {label!r}: none of its {count} example(s) can be used" for label, count in sorted(lost.items())]
+    if len(labels) < 2:
+        below = _folders_below(splits, labels[0])
+        hint = f"; if {below} inside it are the classes, let the source point there" if below else ""
+        problems.append(f"it has the one class {labels[0]!r}, and telling classes apart takes two or more{hint}")
+    totals = Counter(label for _, label in {(e.id, e.label) for held in splits.values() for e in held})
+    few = [label for label in labels if totals[label] < minimum]
+    if few and _are_real_values(labels):
+        return [
+            *problems,
+            f"the labels are {len(labels)} different real numbers ({labels[0]}, {labels[1]}, ...), and only classes "
+            "can be learned: put the numbers into ranges and name those, or name another column in "
+            "preprocess.target_column",
+        ]
+    if len(few) > len(labels) / 2 and collection.columns:
+        return [
+            *problems,
+            f"column {collection.columns['target']!r} was taken for the label and has {len(labels)} different values, "
+            f"most of them fewer than {minimum} times; if another column holds the class, name it in "
+            "preprocess.target_column",
+        ]
+    problems += [
+        f"class {label!r} has {totals[label]} different example(s), and preprocess.min_examples_per_class wants "
+        f"{minimum}: add some or remove the class"
+        for label in few
+    ]
+    for label in labels:
+        if label in few:
+            continue
+        if not distinct["train"][label]:
+            held = ", ".join(split for split in ("validation", "test") if distinct[split][label])
+            problems.append(f"class {label!r} occurs in {held} and not in train, so it cannot be learned")
+        elif not distinct["test"][label]:
+            problems.append(f"class {label!r} has no example in test, so it cannot be measured")
+    return problems
+
+
+def _folders_below(splits: Mapping[str, Sequence[Example]], label: str) -> str:
+    """Return the folders inside the class folder `label`, to tell a source that points one level too high."""
+    inside = set()
+    for examples in splits.values():
+        for example in examples:
+            folders = example.name.split("/")[:-1]
+            if label in folders[:-1]:
+                inside.add(folders[folders.index(label) + 1])
+    return ", ".join(map(repr, sorted(inside)[:5]))
+
+
+def _are_real_values(labels: Sequence[str]) -> bool:
+    """Return whether the labels are many, all numbers, and some of them with a fraction."""
+    if len(labels) < _REAL_VALUES:
+        return False
+    try:
+        return any(not float(label).is_integer() for label in labels)
+    except ValueError:
+        return False

@@ -1,0 +1,182 @@
+"""The stages download and preprocess, from a source to prepared data."""
+
+import hashlib
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tasks.download
+import tasks.preprocess
+from regraft.data.records import open_split, read_info
+from regraft.data.sources import parse
+from regraft.errors import DataError, ResourceError
+from regraft.files import read_json
+from regraft.paths import Paths
+from regraft.settings import DownloadSettings, PreprocessSettings
+from tasks.preprocess import sort_labels
+
+
+def pictures(folder, classes=("cat", "dog"), count=20):
+    rng = np.random.default_rng(len(str(classes)))
+    for label in classes:
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(folder / label / f"{number}.png")
+    return folder
+
+
+def run(paths, source, **settings):
+    paths.root.mkdir(exist_ok=True)
+    tasks.download.run(DownloadSettings(source=source), paths)
+    tasks.preprocess.run(PreprocessSettings(**settings), paths)
+
+
+def tree(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def outputs(paths):
+    return {**tree(paths.root / "data"), **tree(paths.reports)}
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return Paths(tmp_path / "project")
+
+
+def test_a_folder_becomes_prepared_data_and_a_report(paths, tmp_path):
+    source = pictures(tmp_path / "source")
+    (source / "LICENSE").write_text("CC0")
+    run(paths, f"folder:{source}")
+    info, report = read_info(paths.prepared), read_json(paths.reports / "data.json")
+    assert (info.kind, info.labels) == ("image", ("cat", "dog"))
+    assert sum(info.counts.values()) == 40
+    assert report["examples"] == info.counts
+    assert report["counts"]["test"]["cat"] + report["counts"]["test"]["dog"] == info.counts["test"]
+    assert report["splits_made"] == ["validation", "test"]
+    assert report["ignored_files"] == 1
+    assert report["median_short_side_px"] == 9
+    download = read_json(paths.reports / "download.json")
+    assert download["licence_files"] == ["LICENSE"]
+    assert download["digest"] == parse(f"folder:{source}", paths.root).fingerprint(tmp_path / "index.json")["digest"]
+
+
+def test_the_same_source_gives_the_same_bytes_twice(paths, tmp_path):
+    source = pictures(tmp_path / "source")
+    run(paths, f"folder:{source}")
+    first = outputs(paths)
+    shutil.rmtree(paths.root)
+    run(paths, f"folder:{source}")
+    assert outputs(paths) == first
+
+
+def test_adding_pictures_moves_none_and_replaces_the_old_outputs(paths, tmp_path):
+    source = pictures(tmp_path / "source")
+    run(paths, f"folder:{source}")
+    before = {
+        identity: split
+        for split in ("train", "validation", "test")
+        for identity in open_split(paths.prepared, split).ids
+    }
+    for number in range(10):
+        pixels = np.full((9, 12, 3), number, np.uint8)
+        Image.fromarray(pixels).save(source / "cat" / f"new{number}.png")
+    run(paths, f"folder:{source}")
+    after = {
+        identity: split
+        for split in ("train", "validation", "test")
+        for identity in open_split(paths.prepared, split).ids
+    }
+    assert len(after) == 50
+    assert before.items() <= after.items()
+
+
+def test_a_table_becomes_prepared_data_and_a_report(paths, tmp_path):
+    table = tmp_path / "mail.csv"
+    rows = [f"message number {number},{'ham' if number % 2 else 'spam'}" for number in range(60)]
+    table.write_text("message,category\n" + "\n".join([*rows, rows[0]]) + "\n")
+    run(paths, f"csv:{table}")
+    report = read_json(paths.reports / "data.json")
+    assert report["kind"] == "text"
+    assert report["columns"] == {"text": "message", "target": "category"}
+    assert report["duplicates"] == {"extra_copies": 1, "across_splits": 0, "conflicting_labels": 0}
+    assert report["text_length_characters"] == {"p50": 17, "p90": 17, "p99": 17, "max": 17}
+    split = open_split(paths.prepared, "train")
+    for row, text in enumerate(split.inputs(range(len(split)))):
+        assert split.ids[row] == hashlib.sha256(text.encode()).hexdigest()
+        assert split.class_names[split.labels[row]] == ("ham" if int(text.split()[-1]) % 2 else "spam")
+
+
+def test_the_embedded_digits_are_whole(paths):
+    run(paths, "package:mnist5k")
+    info = read_info(paths.prepared)
+    assert info.labels == tuple("0123456789")
+    counts = read_json(paths.reports / "data.json")["counts"]
+    assert {label: sum(counts[split][label] for split in counts) for label in info.labels} == dict.fromkeys(
+        info.labels, 500
+    )
+    # The first row of the file is a zero; its brightest stroke passes through the upper right.
+    first = np.asarray(Image.open(paths.raw / "0" / "0000.png"))
+    assert first.shape == (28, 28)
+    assert first.max() >= 250
+    assert not first[:4].any()
+    assert read_json(paths.reports / "download.json")["licence"]
+
+
+def test_rejects_are_written_down_even_when_the_run_stops(paths, tmp_path):
+    source = pictures(tmp_path / "source")
+    for number in range(3):
+        (source / "cat" / f"note{number}.png").write_text("not a picture")
+    with pytest.raises(DataError, match="3 of 43 examples"):
+        run(paths, f"folder:{source}")
+    report = read_json(paths.reports / "data.json")
+    assert [reject["name"] for reject in report["rejects"]] == ["cat/note0.png", "cat/note1.png", "cat/note2.png"]
+    assert not paths.prepared.exists()
+    assert not list(paths.scratch.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [(("cat",), "one class 'cat'"), (("cat", "dog", "fox"), "class 'fox' has 1")]
+)
+def test_too_few_classes_or_examples_stop_the_run(paths, tmp_path, classes, message):
+    source = pictures(tmp_path / "source", classes)
+    if "fox" in classes:
+        for file in sorted((source / "fox").iterdir())[1:]:
+            file.unlink()
+    with pytest.raises(DataError, match=message):
+        run(paths, f"folder:{source}")
+
+
+def test_a_folder_without_images_is_refused_before_it_is_copied(paths, tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"found 1 \.txt"):
+        run(paths, f"folder:{tmp_path}/source")
+    assert not paths.raw.exists()
+
+
+def test_a_setting_of_the_other_kind_is_refused(paths, tmp_path):
+    source = pictures(tmp_path / "source")
+    with pytest.raises(DataError, match=r"preprocess\.kind is 'text'"):
+        run(paths, f"folder:{source}", kind="text")
+
+
+def test_a_full_disk_is_found_before_copying(paths, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
+    with pytest.raises(ResourceError, match="Free some space"):
+        run(paths, f"folder:{pictures(tmp_path / 'source')}")
+    assert not paths.raw.exists()
+
+
+def test_preprocess_without_raw_data_says_what_to_run(paths):
+    with pytest.raises(DataError, match="run the stage download first"):
+        tasks.preprocess.run(PreprocessSettings(), paths)
+
+
+def test_number_labels_are_in_the_order_of_their_values():
+    assert sort_labels({"10", "9", "2"}) == ["2", "9", "10"]
+    assert sort_labels({"10", "9", "b"}) == ["10", "9", "b"]

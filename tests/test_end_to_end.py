@@ -1,0 +1,250 @@
+"""Whole runs through the command line, on drawn discs and a tiny random backbone, against a real registry."""
+
+import csv
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.backbones.tiny import make_image_preset, make_text_preset
+from tests.project import Project, draw_images, make_project
+
+STAGES = ["download", "preprocess", "backbone", "embed", "finetune", "evaluate"]
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project that has run once, and what that run said. Tests must not change it: see `copy`."""
+    folder = tmp_path_factory.mktemp("discs")
+    draw_images(folder / "images")
+    project = make_project(
+        folder / "project", source=f"folder:{folder / 'images'}", preset=make_image_preset(folder / "preset")
+    )
+    return project, project.facts("run")
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished project, source included, that a test may change."""
+    project, _ = finished
+    shutil.copytree(project.root.parent, tmp_path / "copy", symlinks=True)
+    moved = Project(tmp_path / "copy" / "project")
+    moved.change("download.source", f"folder:{tmp_path / 'copy' / 'images'}")
+    return moved
+
+
+def test_one_run_makes_a_champion_with_an_honest_number(finished):
+    project, outcome = finished
+    assert outcome["stages_run"] == STAGES
+    assert outcome["publication"]["promoted"]
+    test = project.report("metrics.json")["test"]
+    for name in ("accuracy", "precision", "recall", "f1"):
+        assert 0 <= test[name]["low"] <= test[name]["value"] <= test[name]["high"] <= 1
+    with (project.paths.reports / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert test["accuracy"]["value"] == np.mean([row["label"] == row["predicted"] for row in rows])
+    assert "<html" in (project.paths.reports / "report.html").read_text("utf-8")
+    models = project.facts("models")["models"]
+    assert [(model["version"], model["aliases"]) for model in models] == [(1, ["champion"])]
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    project, _ = finished
+    lock = sha256(project.paths.lock)
+    assert not any(stage["stale"] for stage in project.facts("plan")["stages"])
+    outcome = project.facts("run")
+    assert outcome["stages_run"] == []
+    assert outcome["publication"]["version"] == 1
+    assert sha256(project.paths.lock) == lock
+
+
+def test_a_consumer_needs_mlflow_and_tensorflow_only_and_sends_raw_bytes(finished, tmp_path):
+    project, _ = finished
+    image = next((project.root.parent / "images" / "red").glob("*.png"))
+    program = f"""
+        import sys, mlflow
+        mlflow.set_tracking_uri("sqlite:///{project.root}/mlflow.db")
+        model = mlflow.pyfunc.load_model("models:/discs@champion")
+        answer = model.predict({{"image": [open({str(image)!r}, "rb").read()] * 3}})
+        assert list(answer.columns) == ["label", "probability", "probabilities"], answer
+        assert len(answer) == 3 and set(answer.label) == {{answer.label[0]}}
+        assert abs(sum(answer.probabilities[0].values()) - 1) < 1e-5
+        assert answer.label[0] == max(answer.probabilities[0], key=answer.probabilities[0].get)
+        ours = [name for name in sys.modules if name.split(".")[0] in ("regraft", "tasks", "flows", "keras_hub")]
+        assert not ours, ours
+    """
+    subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(program)], check=True, cwd=tmp_path)
+
+
+def test_predict_answers_files_and_names_one_it_cannot_read(finished, tmp_path):
+    project, _ = finished
+    image = next((project.root.parent / "images" / "blue").glob("*.png"))
+    answers = project.facts("predict", "discs@champion", str(image), str(image))["predictions"]
+    assert [answer["input"] for answer in answers] == [str(image)] * 2
+    assert answers[0]["label"] in ("blue", "green", "red")
+    broken = tmp_path / "broken.png"
+    broken.write_text("not an image")
+    done = project.regraft("predict", "discs", str(broken), check=False)
+    assert done.returncode == 2
+    assert "broken.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_changed_number_of_epochs_runs_finetune_and_evaluate_only(copy):
+    copy.change("finetune.epochs", 1)
+    stale = [stage for stage in copy.facts("plan")["stages"] if stage["stale"]]
+    assert [stage["name"] for stage in stale] == ["finetune", "evaluate"]
+    assert stale[0]["why"] == ["finetune.epochs changed from 2 to 1"]
+    assert copy.facts("run")["stages_run"] in (["finetune", "evaluate"], ["finetune"])
+
+
+def test_new_images_cost_only_their_own_forward_passes_and_a_worse_champion_does_not_win(copy):
+    images = copy.root.parent / "images"
+    draw_images(images, per_class=3, first=100)
+    outcome = copy.facts("run")
+    assert outcome["stages_run"] == ["download", "preprocess", "embed", "finetune", "evaluate"]
+    assert copy.report("embed.json")["forward_passes"] == 9
+    copy.change("promote.minimum", 0.9999)
+    copy.change("seed", 8)
+    refused = copy.facts("run")["publication"]
+    champions = [model["version"] for model in copy.facts("models")["models"] if "champion" in model["aliases"]]
+    if refused["promoted"]:
+        assert copy.report("metrics.json")["test"]["accuracy"]["value"] >= 0.9999
+    else:
+        assert champions == [outcome["publication"]["version"] if outcome["publication"]["promoted"] else 1]
+
+
+def test_a_trainer_killed_in_the_middle_leaves_nothing_and_the_next_run_makes_the_same_bytes(copy):
+    copy.change("finetune.epochs", 6)
+    copy.change("finetune.learning_rate", 0.001)
+    whole = Project(copy.root.parent / "whole")
+    shutil.copytree(copy.root, whole.root, symlinks=True)
+    whole.facts("run")
+
+    running = subprocess.Popen(
+        [sys.executable, "-m", "regraft.cli", "run", "--root", str(copy.root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    trainer = wait_for_epoch(copy, 2)
+    os.kill(trainer, signal.SIGKILL)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert "killed by SIGKILL" in said
+    assert "Traceback" not in said
+    assert len(copy.facts("models")["models"]) == 1
+
+    outcome = copy.facts("run")
+    assert "finetune" in outcome["stages_run"]
+    assert len(copy.facts("models")["models"]) == 2
+    assert "continuing after epoch" in (copy.paths.logs / "finetune.log").read_text("utf-8")
+    for name in ("models/model/model.weights.h5", "reports/training.json", "reports/metrics.json"):
+        assert sha256(copy.root / name) == sha256(whole.root / name), name
+    assert not list(copy.paths.scratch.glob("*"))
+
+
+def wait_for_epoch(project: Project, epoch: int) -> int:
+    """Return the process id of the trainer once its log says that `epoch` is over."""
+    log = project.paths.logs / "finetune.log"
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if log.exists() and f"epoch {epoch} of 6" in log.read_text("utf-8", errors="replace"):
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    is_trainer = b"tasks\0finetune" in (process / "cmdline").read_bytes()
+                    if is_trainer and (process / "cwd").resolve() == project.root.resolve():
+                        return int(process.name)
+                except OSError:
+                    continue  # it ended in the meantime
+        time.sleep(0.02)
+    raise AssertionError("the trainer never got that far")
+
+
+def test_a_dead_mlflow_server_loses_nothing(copy):
+    copy.change("finetune.epochs", 1)
+    dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = copy.regraft("run", check=False, env=dead)
+    assert done.returncode == 75
+    assert "127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(stage["stale"] for stage in copy.facts("plan")["stages"])
+    outcome = copy.facts("run")
+    assert outcome["stages_run"] == []
+    assert outcome["publication"]["version"] == 2
+
+
+def test_two_runs_at_once_do_not_mix(copy):
+    copy.change("finetune.epochs", 1)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "regraft.cli", "run", "--root", str(copy.root)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    lock = copy.paths.state / "run.lock"
+    deadline = time.monotonic() + 60
+    while lock.read_text() != str(first.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    second = copy.regraft("run", check=False)
+    assert second.returncode == 75
+    assert f"process {first.pid}" in second.stderr
+    assert first.wait(timeout=300) == 0
+
+
+def test_texts_go_the_same_way(tmp_path):
+    random = np.random.default_rng(0)
+    good, bad = ["loved great awful not", "good food great"], ["hated awful bad", "very bad film awful"]
+    with (tmp_path / "reviews.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for number in range(80):
+            words = random.choice(["the", "film", "my", "card", "is", "was"], 3)
+            label, phrases = (("good", good), ("bad", bad))[number % 2]
+            writer.writerow([f"{' '.join(words)} {random.choice(phrases)} {number}", label])
+    preset = make_text_preset(tmp_path / "preset")
+    project = make_project(tmp_path / "project", source=f"csv:{tmp_path / 'reviews.csv'}", preset=preset, name="mood")
+    assert project.facts("run")["publication"]["version"] == 1
+    answers = project.facts("predict", "mood/1", "great food loved", "awful bad")["predictions"]
+    assert {answer["label"] for answer in answers} <= {"good", "bad"}
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [("one class", "class"), ("a class of one", "lonely"), ("too many unreadable", "unreadable"), ("empty", "no ")],
+)
+def test_data_that_cannot_be_trained_on_ends_in_one_clear_error_and_no_version(tmp_path, finished, what, says):
+    images = tmp_path / "images"
+    draw_images(images, per_class=8)
+    if what == "one class":
+        shutil.rmtree(images / "red")
+        shutil.rmtree(images / "blue")
+    elif what == "a class of one":
+        (images / "lonely").mkdir()
+        shutil.copy(images / "red" / "000.png", images / "lonely" / "1.png")
+    elif what == "too many unreadable":
+        for name in ("000.png", "001.png", "002.png"):
+            (images / "red" / name).write_text("unreadable")
+    project = make_project(
+        tmp_path / "project", source=f"folder:{images}", preset=finished[0].root.parent / "preset", name="bad"
+    )
+    if what == "empty":
+        shutil.rmtree(images)
+        images.mkdir()
+    done = project.regraft("run", check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.facts("models")["models"] == []
