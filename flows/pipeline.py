@@ -6,6 +6,7 @@ DVC's Python interface is not officially stable, so it is used here and nowhere 
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from regraft.paths import Paths
 from regraft.settings import load_settings
 
 TAIL_LINES = 15
+# What TensorFlow's C++ prints while it starts, whatever its log level; it stays in the log file.
+NOISE = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:\d\d")
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,16 @@ def _repository(paths: Paths) -> Iterator[Repo]:
 
 
 def _ordered(repo: Repo) -> list[PipelineStage]:
-    """Return the stages of the project's dvc.yaml, each after those whose outputs it reads."""
-    stages = {stage.name: stage for stage in repo.stage.load_all("dvc.yaml")}
-    order = TopologicalSorter({name: _upstream(stage, list(stages.values())) for name, stage in stages.items()})
-    return [stages[name] for name in order.static_order()]
+    """Return the stages of the project's dvc.yaml, each after those whose outputs it reads, else as they stand there."""
+    waiting = list(repo.stage.load_all("dvc.yaml"))
+    ordered: list[PipelineStage] = []
+    while waiting:
+        ready = next((stage for stage in waiting if not _upstream(stage, waiting)), None)
+        if ready is None:
+            raise RegraftError(f"dvc.yaml: {', '.join(stage.name for stage in waiting)} read each other's outputs.")
+        waiting.remove(ready)
+        ordered.append(ready)
+    return ordered
 
 
 def _upstream(stage: PipelineStage, stages: list[PipelineStage]) -> list[str]:
@@ -268,7 +276,7 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
         )
     else:
         what = f"failed with exit code {status}"
-    tail = [f"  {line}" for line in lines if not progress.LINE.match(line)][-TAIL_LINES:]
+    tail = [f"  {line}" for line in lines if not progress.LINE.match(line) and not NOISE.match(line)][-TAIL_LINES:]
     return StageFailed("\n".join([f"stage {name} {what}. Its last lines, all of them in {log}:", *tail]), exit_code)
 
 
@@ -296,7 +304,8 @@ def _follow(log: Path, on_line: Callable[[str], None]) -> Iterator[None]:
                     position = file.tell()
                 *lines, rest = text.split("\n")
                 for line in lines + ([rest] if is_last and rest else []):
-                    on_line(line.rstrip("\r"))
+                    if not NOISE.match(line):
+                        on_line(line)
             if is_last:
                 return
             finished.wait(0.2)

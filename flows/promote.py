@@ -1,6 +1,5 @@
 """The task `promote`: register what the graph made, and move the alias `champion` if the gates in params.yaml hold."""
 
-import dataclasses
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def promote(root: str, flow_run_id: str) -> dict[str, Any]:
         "is champion" if publication.promoted else "was not promoted",
         "; ".join(publication.reasons),
     )
-    return dataclasses.asdict(publication)
+    return publication.as_json()
 
 
 def lineage(paths: Paths, flow_run_id: str) -> dict[str, str]:

@@ -192,7 +192,7 @@ def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> No
     publication = outcome["publication"]
     test = json.loads((paths.reports / "metrics.json").read_text("utf-8"))["test"]["accuracy"]
     ran = outcome["stages_run"]
-    typer.echo(f"{len(ran)} stages run{': ' + ', '.join(ran) if ran else '; nothing has changed'}")
+    typer.echo(f"stages run: {', '.join(ran) if ran else 'none, nothing has changed'}")
     typer.echo(f"test accuracy {test['value']:.4f} (95% interval {test['low']:.4f} to {test['high']:.4f})")
     verdict = f"is models:/{publication['name']}@champion" if publication["promoted"] else "is registered, not promoted"
     typer.echo(f"version {publication['version']} {verdict}: {'; '.join(publication['reasons'])}")

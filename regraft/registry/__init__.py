@@ -1,0 +1,1 @@
+"""From a trained model to a registered one: export, record, judge, look up, predict."""

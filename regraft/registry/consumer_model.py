@@ -1,0 +1,105 @@
+"""The registered model as consumers load it: raw images or texts in, labels and probabilities out.
+
+MLflow stores this file with every version ("models from code") and runs it in the consumer's process, where this
+project is not installed. So it imports only mlflow, numpy, pandas and tensorflow (and tensorflow_text for texts);
+TensorFlow only when the model is loaded, because registering a version runs this file too.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+
+BATCH_ROWS = 64
+
+
+class RawInputModel(mlflow.pyfunc.PythonModel):
+    """Answers rows of the column `image` (bytes of a JPEG, PNG, GIF or BMP file) or `text` (a string)."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the exported TensorFlow model and its labels."""
+        folder = Path(context.artifacts["serving"])
+        facts = json.loads((folder / "labels.json").read_text("utf-8"))
+        self.kind: str = facts["kind"]
+        self.labels: list[str] = facts["labels"]
+        import tensorflow as tf
+
+        if self.kind == "text":
+            import tensorflow_text  # noqa: F401  (registers the tokenizer's operations)
+        self.tf = tf
+        self.exported = tf.saved_model.load(str(folder / "saved_model"))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Answer every row.
+
+        Args:
+            context: Unused; MLflow passes it.
+            model_input: One column, `image` or `text`; MLflow has checked it against the signature.
+            params: Unused; MLflow passes it.
+
+        Returns:
+            One row for each row of `model_input`, in its order and with its index: `label` (string), `probability` of
+            that label (double, in (0, 1]) and `probabilities` (every label with its probability).
+
+        Raises:
+            MlflowException: If a row is empty, of another type, or an image that TensorFlow cannot decode; the message
+                names the row. MLflow's model server answers it with status 400.
+        """
+        values = [self._checked(row, value) for row, value in enumerate(_rows(model_input[self.kind]))]
+        probabilities = np.empty((len(values), len(self.labels)), np.float32)
+        for start in range(0, len(values), BATCH_ROWS):
+            batch = values[start : start + BATCH_ROWS]
+            probabilities[start : start + len(batch)] = self._answer(batch, start)
+        best = probabilities.argmax(axis=1) if values else np.empty(0, np.int64)
+        index = model_input.index if len(model_input) == len(values) else None
+        return pd.DataFrame(
+            {
+                "label": [self.labels[place] for place in best],
+                "probability": [float(row[place]) for row, place in zip(probabilities, best, strict=True)],
+                "probabilities": [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities],
+            },
+            index=index,
+        )
+
+    def _checked(self, row: int, value: Any) -> bytes | str:
+        if self.kind == "image" and isinstance(value, bytes | bytearray | memoryview) and len(value):
+            return bytes(value)
+        if self.kind == "text" and isinstance(value, str):
+            return value
+        expected = "the bytes of an image file" if self.kind == "image" else "a string"
+        is_bytes = isinstance(value, bytes | bytearray)
+        received = f"{len(value)} bytes" if is_bytes else f"{type(value).__name__} {value!r:.60}"
+        raise MlflowException.invalid_parameter_value(
+            f"row {row} of column `{self.kind}` must be {expected}, got {received}"
+        )
+
+    def _answer(self, batch: list[bytes | str], start: int) -> np.ndarray:
+        """Return probabilities, float32 (len(batch), classes); `start` is the row number of the first."""
+        try:
+            return np.asarray(self.exported.serve(self.tf.constant(batch, self.tf.string))["probabilities"])
+        except self.tf.errors.InvalidArgumentError as error:
+            if self.kind == "image" and len(batch) == 1:
+                raise MlflowException.invalid_parameter_value(
+                    f"row {start} of column `image` is not an image that can be read ({len(batch[0])} bytes, beginning "
+                    f"{batch[0][:8]!r}). Whole JPEG, PNG, GIF and BMP files are, as they are on disk."
+                ) from error
+            if len(batch) == 1:
+                raise
+        # One of them is at fault, and TensorFlow does not say which.
+        return np.concatenate([self._answer([value], start + place) for place, value in enumerate(batch)])
+
+
+def _rows(column: pd.Series) -> list[Any]:
+    """Return the cells of `column`; `{"text": ["a", "b"]}` reaches us from MLflow as a single cell, a list."""
+    cells = column.tolist()
+    if len(cells) == 1 and isinstance(cells[0], list | np.ndarray):
+        return list(cells[0])
+    return cells
+
+
+set_model(RawInputModel())

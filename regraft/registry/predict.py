@@ -1,0 +1,90 @@
+"""Predicting with a registered model from the command line: the same model, the same way in as for any consumer."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regraft.data import images
+from regraft.errors import DataError, RegistryError
+from regraft.paths import Paths
+from regraft.registry import tracking
+from regraft.registry.versions import resolve
+from regraft.settings import Settings
+
+
+def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[str]) -> list[dict[str, Any]]:
+    """Answer `inputs` with the registered model `reference`.
+
+    Args:
+        paths: The project whose registry is asked.
+        settings: Its settings.
+        reference: `NAME` (the champion), `NAME@ALIAS` or `NAME/VERSION`.
+        inputs: For a model of images, paths of image files of any format that Pillow reads. For a model of texts, the
+            texts; one that is the path of a `.txt` file stands for the content of that file.
+
+    Returns:
+        For each input, in order: input (as given), label, probability of that label, probabilities by label; all
+        ready for JSON.
+
+    Raises:
+        RegistryError: If there is no such model, or its files are gone.
+        DataError: If a file is missing or no readable image.
+        ResourceError: If MLflow does not answer.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    name, number = resolve(paths, settings, reference)
+    client = tracking.connect(paths, settings)
+    uri = tracking.tracking_uri(paths, settings)
+    with tracking.plain_errors(uri, f"loading {name} version {number}"):
+        import mlflow.artifacts
+        import mlflow.pyfunc
+        import pandas as pd
+
+        source = client.get_model_version_download_uri(name, str(number))
+        try:
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri)
+        except OSError as error:
+            raise RegistryError(
+                f"the files of {name} version {number} are not at {source} any more ({error}). Restore that folder, or "
+                "delete the version in MLflow and register the model again with `regraft run`."
+            ) from error
+        model = mlflow.pyfunc.load_model(folder)
+        columns = model.metadata.get_input_schema().input_names()
+        if columns not in (["image"], ["text"]):
+            raise RegistryError(
+                f"{name} version {number} takes {columns}; only models of images or texts can be asked."
+            )
+        read = _read_image if columns == ["image"] else _read_text
+        answers = model.predict(pd.DataFrame({columns[0]: [read(given) for given in inputs]}))
+    return [
+        {
+            "input": given,
+            "label": str(row.label),
+            "probability": float(row.probability),
+            "probabilities": {str(label): float(value) for label, value in row.probabilities.items()},
+        }
+        for given, row in zip(inputs, answers.itertuples(), strict=True)
+    ]
+
+
+def _read_image(given: str) -> bytes:
+    """Return the bytes of an image file, as a PNG if TensorFlow would not read its format."""
+    try:
+        content = Path(given).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"{given} cannot be read: {error.strerror}. This model answers image files.") from None
+    try:
+        return content if images.inspect(content).suits_tensorflow else images.to_png(content)
+    except images.UnreadableImage as error:
+        raise DataError(f"{given} {error}.") from None
+
+
+def _read_text(given: str) -> str:
+    file = Path(given)
+    if file.suffix.lower() != ".txt" or not file.is_file():
+        return given
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{given} is not UTF-8 text: {error}.") from None

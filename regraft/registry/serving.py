@@ -1,0 +1,166 @@
+"""The exported model: a TensorFlow SavedModel from raw input (encoded images, or strings) to class probabilities.
+
+Everything between a file and an answer is inside the graph, so a consumer needs `tensorflow` (for text also
+`tensorflow_text`) and none of this project:
+
+    tf.saved_model.load("models/serving/saved_model").serve(tf.constant([encoded_image]))["probabilities"]
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from regraft.errors import DataError, RegistryError
+from regraft.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from regraft.tuning.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+SAVED_MODEL = "saved_model"
+LABELS = "labels.json"
+INPUT_EXAMPLES = {"image": "input_example.bin", "text": "input_example.txt"}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """An exported model read back from disk, used the way a consumer uses it.
+
+    Attributes:
+        kind: "image" or "text".
+        labels: Class names; column i of the probabilities is class i.
+        loaded: What `tf.saved_model.load` returned.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    loaded: Any
+
+    def probabilities(self, inputs: Sequence[bytes | str]) -> np.ndarray:
+        """Return the probability of each class, float32 in [0, 1], shape (len(inputs), classes).
+
+        Args:
+            inputs: Encoded images (PNG, JPEG, GIF or BMP) or texts; one call of the graph whatever their number.
+
+        Raises:
+            DataError: If an image cannot be decoded; the message names its position.
+        """
+        if not inputs:
+            return np.zeros((0, len(self.labels)), np.float32)
+        try:
+            return np.asarray(self.loaded.serve(tf.constant(list(inputs), tf.string))["probabilities"])
+        except tf.errors.InvalidArgumentError as error:
+            row = self._first_unreadable(inputs)
+            if row is None:
+                raise
+            raise DataError(
+                f"Input {row} of {len(inputs)} (counted from 0, {len(inputs[row])} bytes) is not an image that "
+                "TensorFlow can decode: PNG, JPEG, GIF and BMP are. Convert it, or leave it out."
+            ) from error
+
+    def _first_unreadable(self, inputs: Sequence[bytes | str]) -> int | None:
+        """Return the position of the first image that does not decode; None if all do."""
+        if self.kind == "image":
+            for row, encoded in enumerate(inputs):
+                try:
+                    tf.io.decode_image(encoded, channels=3, expand_animations=False)
+                except tf.errors.InvalidArgumentError:
+                    return row
+        return None
+
+
+def export_saved_model(classifier: "Classifier", directory: Path, *, example: bytes | str) -> None:
+    """Write `classifier` with its preprocessing as a SavedModel that takes raw input.
+
+    The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images or texts, to
+    {"probabilities": float32 (B, classes)}, for any B >= 1. Written with `tf.saved_model.save` rather than
+    `keras.export.ExportArchive`, which lists variables in the order of a set and so gives other bytes each time.
+
+    Args:
+        classifier: The trained model, its feature extractor and its class names.
+        directory: An empty folder; gets `saved_model/`, `labels.json` and the input example.
+        example: One raw input, kept beside the model so that a consumer can try it.
+    """
+    extractor, model = classifier.extractor, classifier.model
+    kind = extractor.kind
+
+    def probabilities(prepared: Any) -> dict[str, tf.Tensor]:
+        return {"probabilities": tf.nn.softmax(tf.cast(model(prepared, training=False), tf.float32))}
+
+    if kind == "image":
+        pixels = tf.TensorSpec(model.input_shape[1:], tf.float32)
+
+        def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
+            return probabilities(tf.map_fn(extractor.prepare, raw, fn_output_signature=pixels))
+
+    else:
+
+        def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
+            return probabilities(extractor.prepare(raw))
+
+    signature = [tf.TensorSpec((None,), tf.string, name=kind)]
+    module = tf.Module()
+    module.model_variables = [variable.value for variable in model.variables]
+    module.serve = tf.function(serve, input_signature=signature, autograph=False)
+    saved_model = directory / SAVED_MODEL
+    with _quiet():
+        tf.saved_model.save(module, str(saved_model), signatures={"serving_default": module.serve})
+    # It holds a random identifier and nothing that loading needs; without it the same model gives the same files.
+    (saved_model / "fingerprint.pb").unlink(missing_ok=True)
+
+    write_json(directory / LABELS, {"kind": kind, "labels": list(classifier.labels)})
+    raw = example.encode() if isinstance(example, str) else example
+    (directory / INPUT_EXAMPLES[kind]).write_bytes(raw)
+    log.info("exported the model for %d classes, taking raw %ss", len(classifier.labels), kind)
+
+
+def load_served(directory: Path) -> ServedModel:
+    """Read what `export_saved_model` wrote to `directory`.
+
+    Raises:
+        RegistryError: If there is no exported model.
+    """
+    try:
+        facts = read_json(directory / LABELS)
+    except FileNotFoundError:
+        raise RegistryError(
+            f"{directory} holds no exported model ({LABELS} is missing). Run `regraft run` to make one."
+        ) from None
+    if facts["kind"] == "text":
+        import tensorflow_text  # noqa: F401  (registers the tokenizer's operations)
+    return ServedModel(facts["kind"], tuple(facts["labels"]), tf.saved_model.load(str(directory / SAVED_MODEL)))
+
+
+def read_input_example(directory: Path) -> bytes | str:
+    """Return the raw input that `export_saved_model` kept in `directory`: bytes of an image, or a text."""
+    image, text = directory / INPUT_EXAMPLES["image"], directory / INPUT_EXAMPLES["text"]
+    return image.read_bytes() if image.exists() else text.read_bytes().decode()
+
+
+def largest_difference(classifier: "Classifier", served: ServedModel, inputs: Sequence[bytes | str]) -> float:
+    """Return the largest difference between a probability of the Keras model and of its export, over all `inputs`."""
+    raw = tf.constant(list(inputs), tf.string)
+    extractor = classifier.extractor
+    prepare = tf.function(extractor.prepare, autograph=False)  # outside a graph a tokenizer returns lists
+    prepared = tf.stack([prepare(one) for one in raw]) if extractor.kind == "image" else prepare(raw)
+    expected = tf.nn.softmax(tf.cast(classifier.model.predict_on_batch(prepared), tf.float32)).numpy()
+    return float(np.abs(expected - served.probabilities(inputs)).max())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what TensorFlow says of every export: that it renames inputs nobody uses, and where an empty folder is."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

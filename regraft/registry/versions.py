@@ -1,0 +1,93 @@
+"""What the registry holds: a list for people, and the version that a name stands for."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from regraft.errors import RegistryError
+from regraft.paths import Paths
+from regraft.registry import promotion, tracking
+from regraft.registry.published import CHAMPION, FINGERPRINT
+from regraft.settings import Settings
+
+
+def list_models(paths: Paths, settings: Settings) -> list[dict[str, Any]]:
+    """Return the registered versions of the project's model, newest first, ready for JSON.
+
+    Returns:
+        For each version: name, version (int), aliases, created (ISO 8601, UTC, to the second), metrics (test metrics by
+        name), kind, shipped ("probe" or "lp_ft"), backbone, fingerprint and run_id. Text is "" where a version made by
+        hand lacks the tag. An empty list if there is none yet.
+
+    Raises:
+        ResourceError: If MLflow does not answer.
+    """
+    uri = tracking.tracking_uri(paths, settings)
+    database = tracking.sqlite_file(uri)
+    if database is not None and not database.exists():
+        return []  # asking MLflow would create the database
+    client = tracking.connect(paths, settings)
+    with tracking.plain_errors(uri, "listing models"):
+        found = client.search_model_versions(f"name = '{settings.name}'", max_results=1000)
+        models = client.search_registered_models(f"name = '{settings.name}'")
+    aliases: dict[int, list[str]] = {}
+    for alias, number in (models[0].aliases if models else {}).items():
+        aliases.setdefault(int(number), []).append(alias)
+    rows = [
+        {
+            "name": version.name,
+            "version": int(version.version),
+            "aliases": sorted(aliases.get(int(version.version), [])),
+            "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+            "metrics": {
+                metric: float(version.tags[f"test.{metric}"])
+                for metric in promotion.METRICS
+                if f"test.{metric}" in version.tags
+            },
+            "kind": version.tags.get("regraft.kind", ""),
+            "shipped": version.tags.get("regraft.shipped", ""),
+            "backbone": version.tags.get("regraft.backbone", ""),
+            "fingerprint": version.tags.get(FINGERPRINT, ""),
+            "run_id": version.run_id or "",
+        }
+        for version in found
+    ]
+    return sorted(rows, key=lambda row: -row["version"])
+
+
+def resolve(paths: Paths, settings: Settings, reference: str) -> tuple[str, int]:
+    """Return (name, version) of the model that `reference` stands for.
+
+    Args:
+        paths: The project.
+        settings: Its settings.
+        reference: `NAME` (the champion), `NAME@ALIAS` or `NAME/VERSION`.
+
+    Raises:
+        RegistryError: If there is no such model, alias or version; the message lists those that there are.
+        ResourceError: If MLflow does not answer.
+    """
+    from_version = "/" in reference
+    name, _, which = reference.partition("/" if from_version else "@")
+    which = which or ("" if from_version else CHAMPION)
+    uri = tracking.tracking_uri(paths, settings)
+    where = tracking.redacted(uri)
+    database = tracking.sqlite_file(uri)
+    if database is not None and not database.exists():
+        raise RegistryError(f"no model is registered in {where} yet. Run `regraft run` to make one.")
+    client = tracking.connect(paths, settings)
+    with tracking.plain_errors(uri, f"looking up {reference}"):
+        models = {model.name: model for model in client.search_registered_models(max_results=1000)}
+        if name not in models:
+            held = f"it holds {', '.join(sorted(models))}" if models else "it holds none; run `regraft run` to make one"
+            raise RegistryError(f"the registry {where} has no model {name!r}; {held}.")
+        numbers = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
+    aliases = {alias: int(number) for alias, number in models[name].aliases.items()}
+    if from_version and which.isdecimal() and int(which) in numbers:
+        return name, int(which)
+    if not from_version and which in aliases:
+        return name, aliases[which]
+    held = ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items())) or "none"
+    raise RegistryError(
+        f"model {name!r} has no {'version' if from_version else 'alias'} {which!r}. Aliases: {held}; "
+        f"versions: {', '.join(map(str, numbers)) or 'none'}. Write NAME, NAME@ALIAS or NAME/VERSION."
+    )

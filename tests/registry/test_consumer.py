@@ -1,0 +1,153 @@
+"""The registered model as its consumers meet it, and `regraft predict`."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from mlflow.exceptions import MlflowException
+
+from regraft.data.records import Example
+from regraft.errors import DataError, RegistryError
+from regraft.files import write_json
+from regraft.paths import Paths
+from regraft.registry.predict import predict
+from regraft.registry.register import publish
+from regraft.registry.versions import resolve
+from regraft.settings import Settings
+from tests.registry.small_projects import COLOURS, LINEAGE, LengthModel, Project, picture, write_reports
+
+CONSUMER = """
+import json, sys
+import mlflow, pandas as pd
+
+assert "regraft" not in sys.modules
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/colours@champion")
+answers = model.predict(pd.DataFrame({"image": [open(name, "rb").read() for name in sys.argv[2:]]}))
+assert not any(name.startswith(("regraft", "tasks", "flows")) for name in sys.modules)
+example = model.predict(model.input_example)
+told = {"labels": list(answers["label"]), "probabilities": list(answers["probabilities"]), "example": len(example)}
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture
+def published(make_project: Callable[..., Project], tmp_path: Path) -> Project:
+    project = make_project(tmp_path / "project")
+    publish(project.paths, project.settings, LINEAGE, project.fingerprint)
+    return project
+
+
+@pytest.fixture
+def loaded(published: Project) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model(next(published.paths.root.glob("mlartifacts/models/*/artifacts")))
+
+
+def test_a_process_without_this_project_loads_the_champion_and_predicts_from_bytes(
+    published: Project, tmp_path: Path
+) -> None:
+    for colour in COLOURS:
+        (tmp_path / f"{colour}.jpg").write_bytes(picture(colour, 200, "JPEG"))
+    command = [sys.executable, "-I", "-c", CONSUMER, f"sqlite:///{published.paths.root}/mlflow.db"]
+    done = subprocess.run(
+        [*command, *(f"{colour}.jpg" for colour in COLOURS)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["labels"] == list(COLOURS)
+    assert sum(answer["probabilities"][0].values()) == pytest.approx(1.0, abs=1e-6)
+    assert answer["example"] == 1
+
+
+def test_a_version_pins_what_it_needs_and_describes_its_input(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    assert loaded.metadata.get_input_schema().to_dict() == [{"type": "binary", "name": "image", "required": True}]
+    assert [column.name for column in loaded.metadata.get_output_schema()] == ["label", "probability", "probabilities"]
+    requirements = (Path(loaded._model_meta.artifact_path) / "requirements.txt").read_text().split()
+    assert f"tensorflow=={tf.__version__}" in requirements
+    assert all("==" in line for line in requirements)
+
+
+def test_bytes_are_accepted_as_a_table_and_as_a_dictionary(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    pictures = [picture("red", 200), picture("green", 200, "BMP"), picture("blue", 200, "GIF")]
+    expected = ["red", "green", "blue"]
+    table = pd.DataFrame({"image": pictures}, index=[7, 8, 9])
+    answers = loaded.predict(table)
+    assert list(answers["label"]) == expected
+    assert list(answers.index) == [7, 8, 9]
+    assert list(loaded.predict({"image": pictures})["label"]) == expected
+    assert list(loaded.predict(pd.DataFrame({"image": pictures * 50}))["label"]) == expected * 50
+    # softmax of (200, 0, 0) / 50
+    assert answers["probability"].iloc[0] == pytest.approx(np.exp(4) / (np.exp(4) + 2), abs=1e-5)
+
+
+@pytest.mark.parametrize("broken", [b"no image", b"", picture("red", 200)[:-30]])
+def test_the_row_of_an_unreadable_image_is_named(loaded: mlflow.pyfunc.PyFuncModel, broken: bytes) -> None:
+    rows = [picture("red", 200)] * 70 + [broken] + [picture("blue", 100)]
+    with pytest.raises(MlflowException, match="row 70"):
+        loaded.predict(pd.DataFrame({"image": rows}))
+
+
+def test_texts_are_answered_and_an_empty_cell_is_named(exported: Callable[[tf.Module], Path], tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    shutil.copytree(exported(LengthModel()), paths.serving / "saved_model")
+    write_json(paths.serving / "labels.json", {"kind": "text", "labels": ["long", "short"]})
+    (paths.serving / "input_example.txt").write_text("naïve, two words", "utf-8")
+    examples = [Example(str(n), f"test.csv:{n}", "short" if n < 5 else "long", "x" * n * 2) for n in range(1, 9)]
+    write_reports(paths, "text", examples, [example.label for example in examples], np.full(8, 0.9))
+    settings = Settings(name="lengths")
+    publish(paths, settings, LINEAGE, "f" * 64)
+
+    answers = predict(paths, settings, "lengths", ["tiny", "a much longer sentence"])
+    assert [answer["label"] for answer in answers] == ["short", "long"]
+    model = mlflow.pyfunc.load_model(next(tmp_path.glob("mlartifacts/models/*/artifacts")))
+    assert list(model.predict({"text": ["tiny", "a much longer sentence"]})["label"]) == ["short", "long"]
+    assert list(model.predict(model.input_example)["label"]) == ["long"]
+    with pytest.raises(MlflowException, match="row 1"):
+        model.predict(pd.DataFrame({"text": ["tiny", None]}))
+
+
+def test_predict_takes_files_of_formats_that_tensorflow_cannot_read(published: Project, tmp_path: Path) -> None:
+    (tmp_path / "red.tiff").write_bytes(picture("red", 200, "TIFF"))
+    (tmp_path / "blue.png").write_bytes(picture("blue", 200))
+    files = [str(tmp_path / "red.tiff"), str(tmp_path / "blue.png")]
+    answers = predict(published.paths, published.settings, "colours@champion", files)
+    assert [answer["input"] for answer in answers] == files
+    assert [answer["label"] for answer in answers] == ["red", "blue"]
+    assert set(answers[0]["probabilities"]) == set(COLOURS)
+
+
+def test_predict_names_the_file_that_it_cannot_read(published: Project, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("not an image")
+    with pytest.raises(DataError, match=r"notes\.png is not an image"):
+        predict(published.paths, published.settings, "colours", [str(tmp_path / "notes.png")])
+    with pytest.raises(DataError, match=r"absent\.png cannot be read"):
+        predict(published.paths, published.settings, "colours", [str(tmp_path / "absent.png")])
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("flowers", "has no model 'flowers'; it holds colours"),
+        ("colours@best", r"no alias 'best'. Aliases: champion \(version 1\)"),
+        ("colours/7", "no version '7'.*versions: 1"),
+    ],
+)
+def test_an_unknown_model_alias_or_version_is_answered_with_those_that_exist(
+    published: Project, reference: str, message: str
+) -> None:
+    with pytest.raises(RegistryError, match=message):
+        resolve(published.paths, published.settings, reference)
+
+
+def test_a_project_without_models_says_so_and_makes_no_database(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="no model is registered"):
+        resolve(Paths(tmp_path), Settings(name="colours"), "colours")
+    assert list(tmp_path.iterdir()) == []
