@@ -1,0 +1,1 @@
+"""Pretrained networks: which ones there are, where their weights come from, and the features they see."""

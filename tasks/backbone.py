@@ -1,0 +1,18 @@
+"""Fetch the pretrained backbone and store it as a verified KerasHub preset."""
+
+import dataclasses
+import logging
+
+from regraft.backbones.fetch import fetch
+from regraft.files import write_json
+from regraft.paths import Paths
+from regraft.settings import BackboneSettings
+
+log = logging.getLogger(__name__)
+
+
+def run(backbone: BackboneSettings, paths: Paths) -> None:
+    """Write models/backbones/ and, for people, reports/backbone.json (what it is, its licence, where it came from)."""
+    card = fetch(backbone.name, paths.backbones, root=paths.root)
+    write_json(paths.reports / "backbone.json", dataclasses.asdict(card))
+    log.info("backbone %s: %.1f million parameters, from %s", card.name, card.parameters / 1e6, card.origin)

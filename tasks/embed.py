@@ -1,0 +1,82 @@
+"""Turn every prepared example into the frozen backbone's features."""
+
+import logging
+
+import numpy as np
+
+from regraft import determinism
+from regraft.backbones import catalogue
+from regraft.backbones.card import Card, read_card, stored_backbone
+from regraft.backbones.extractor import build_extractor, choose_image_size
+from regraft.backbones.features import FeatureCache, describe, embed_splits
+from regraft.data.records import open_split, read_info
+from regraft.errors import BackboneError
+from regraft.files import read_json, replace_directory, write_json
+from regraft.paths import Paths
+from regraft.progress import Progress
+from regraft.settings import EmbedSettings
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+DESCRIBED = ("kind", "image_size_px", "max_tokens", "feature_size", "weights_sha256")
+SEED = 0  # nothing here is random; the call that sets it also makes TensorFlow's operations repeatable
+
+
+def run(embed: EmbedSettings, paths: Paths) -> None:
+    """Read data/prepared, reports/data.json and models/backbones/, write features/ and reports/embed.json.
+
+    features/SPLIT.npy is float32 (rows, features) in the row order of `open_split`; features/features.json says what
+    they were computed with. reports/embed.json counts forward passes, so it depends on what the cache knew already.
+
+    Raises:
+        BackboneError: If the backbone takes another kind of data than was prepared.
+    """
+    determinism.set_up(SEED)
+    card = read_card(stored_backbone(paths.backbones))
+    require_kind(card, read_info(paths.prepared).kind)
+    extractor = build_extractor(
+        paths.backbones, image_size_px=image_size(embed, card, paths), max_tokens=embed.max_tokens
+    )
+    splits = {name: open_split(paths.prepared, name) for name in SPLITS}
+    description = describe(extractor, embed.batch_size)
+    progress = Progress(log, "embedding", total=0, unit="examples")
+
+    def advance(done: int, total: int) -> None:
+        progress.total = total
+        progress.advance(done)
+
+    embedded = embed_splits(
+        splits, extractor, FeatureCache(paths.feature_cache, description), batch_size=embed.batch_size, advance=advance
+    )
+    with replace_directory(paths.features) as directory:
+        for name, features in embedded.features.items():
+            np.save(directory / f"{name}.npy", features)
+        write_json(directory / "features.json", {"backbone": card.name, **{key: description[key] for key in DESCRIBED}})
+    counts = {"forward_passes": embedded.forward_passes, "from_cache": embedded.from_cache}
+    write_json(paths.reports / "embed.json", counts)
+    log.info(
+        "embedded %d examples, %d forward passes, %d from cache",
+        sum(map(len, embedded.features.values())), embedded.forward_passes, embedded.from_cache,
+    )  # fmt: skip
+
+
+def require_kind(card: Card, kind: str) -> None:
+    """Check that the backbone takes the kind of data that was prepared.
+
+    Raises:
+        BackboneError: If it does not; the message names those that do.
+    """
+    if card.kind != kind:
+        raise BackboneError(
+            f"backbone {card.name} takes {card.kind} data, but the prepared data is {kind}. Set backbone.name in "
+            f"params.yaml to one of: {', '.join(catalogue.names(kind))}; or to `preset:DIR` with a preset for {kind}."
+        )
+
+
+def image_size(embed: EmbedSettings, card: Card, paths: Paths) -> int | None:
+    """Return the side in pixels at which images enter the backbone, None for text."""
+    if card.input_size_px is None:
+        return None
+    median = read_json(paths.reports / "data.json")["median_short_side_px"]
+    return choose_image_size(embed.image_size_px, median, card.input_size_px)

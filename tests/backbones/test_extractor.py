@@ -1,0 +1,123 @@
+"""Raw input becomes what the network was trained on, in a graph that can be exported."""
+
+import io
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from regraft.backbones.extractor import build_extractor, choose_image_size
+from regraft.backbones.fetch import fetch
+from tests.backbones.tiny import VOCABULARY, make_image_preset, make_text_preset
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("text")
+    make_text_preset(root / "words")
+    fetch("preset:words", root / "backbones", root=root)
+    return build_extractor(root / "backbones", max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("image")
+    make_image_preset(root / "pictures")
+    fetch("preset:pictures", root / "backbones", root=root)
+    return build_extractor(root / "backbones", image_size_px=32)
+
+
+def encoded(pixels: np.ndarray, file_format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("setting", "median", "expected"),
+    [("auto", 28, 96), ("auto", 48, 96), ("auto", 49, 128), ("auto", 64, 128), ("auto", 348, 224), (160, 28, 160)],
+)
+def test_the_image_size_follows_the_images_within_bounds(setting, median, expected):
+    assert choose_image_size(setting, median, 224) == expected
+
+
+def test_a_picture_of_the_right_size_keeps_its_pixels(images):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    assert (images.prepare(tf.constant(encoded(pixels))).numpy() == pixels).all()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "BMP"])
+@pytest.mark.parametrize("shape", [(20, 50, 3), (100, 64), (1, 1)])
+def test_any_picture_becomes_a_square_of_three_channels(images, file_format, shape):
+    prepared = images.prepare(tf.constant(encoded(np.full(shape, 90, np.uint8), file_format)))
+    assert prepared.shape == (32, 32, 3)
+    assert np.abs(prepared.numpy() - 90).max() < 2
+
+
+def test_shrinking_a_picture_averages_its_pixels(images):
+    stripes = np.zeros((320, 320), np.uint8)
+    stripes[:, ::2] = 255
+    inner = images.prepare(tf.constant(encoded(stripes))).numpy()[4:-4, 4:-4]
+    assert np.abs(inner - 127.5).max() < 10  # picking pixels instead would give 0 or 255
+
+
+def words(prepared) -> list[list[str]]:
+    rows = zip(prepared["token_ids"].numpy(), prepared["padding_mask"].numpy(), strict=True)
+    return [[VOCABULARY[token] for token, real in zip(*row, strict=True) if real] for row in rows]
+
+
+def test_texts_are_packed_truncated_and_padded_to_the_longest(texts):
+    prepared = texts.prepare(tf.constant(["My CÁRD", "the card is not my card and not the bank", ""]))
+    assert prepared["token_ids"].shape == (3, 8)
+    assert words(prepared) == [
+        ["[CLS]", "my", "card", "[SEP]"],
+        ["[CLS]", "the", "card", "is", "not", "my", "card", "[SEP]"],
+        ["[CLS]", "[SEP]"],
+    ]
+
+
+def test_strange_spaces_part_words_and_invisible_characters_do_not(texts):
+    assert words(texts.prepare(tf.constant(["my\u00a0ca\u200brd\x00"]))) == [["[CLS]", "my", "card", "[SEP]"]]
+
+
+def test_a_text_has_the_same_features_alone_and_beside_longer_ones(texts):
+    sentences = ["my card", "the card is not my card", "help"]
+    together = texts.model.predict(to_numpy(texts.prepare(tf.constant(sentences))), verbose=0)
+    for sentence, row in zip(sentences, together, strict=True):
+        alone = texts.model.predict(to_numpy(texts.prepare(tf.constant([sentence]))), verbose=0)[0]
+        assert np.abs(alone - row).max() < 1e-5
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def to_numpy(prepared) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in prepared.items()}
+
+
+def test_batch_norm_layers_can_be_reached_and_no_variable_name_starts_with_an_underscore(images, texts):
+    # Another name breaks the export to SavedModel.
+    assert not [v.path for e in (images, texts) for v in e.model.variables if v.name.startswith("_")]
+    layers = images.model._flatten_layers()
+    assert len([layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]) == 10
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_the_whole_chain_from_raw_input_survives_export(images, texts, kind, tmp_path):
+    extractor = images if kind == "image" else texts
+    raw = ["my card", "good film"] if kind == "text" else [encoded(np.full((9, 9), v, np.uint8)) for v in (3, 200)]
+
+    def serve(inputs):
+        if kind == "image":
+            pixels = tf.TensorSpec((32, 32, 3), tf.float32)
+            return extractor.model(tf.map_fn(extractor.prepare, inputs, fn_output_signature=pixels), training=False)
+        return extractor.model(extractor.prepare(inputs), training=False)
+
+    archive = keras.export.ExportArchive()
+    archive.track(extractor.model)
+    archive.add_endpoint("serve", serve, input_signature=[tf.TensorSpec([None], tf.string)])
+    archive.write_out(str(tmp_path / "saved"), verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    answer = loaded.serve(tf.constant(raw)).numpy()
+    assert np.abs(answer - serve(tf.constant(raw)).numpy()).max() < 1e-5
+    assert np.abs(answer[0] - answer[1]).max() > 1e-4
