@@ -6,7 +6,6 @@ DVC's Python interface is not officially stable, so it is used here and nowhere 
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -28,11 +27,10 @@ from regraft import progress
 from regraft.errors import RegraftError, ResourceError
 from regraft.fingerprint import refresh_inputs
 from regraft.paths import Paths
+from regraft.quiet import NOISE
 from regraft.settings import load_settings
 
 TAIL_LINES = 15
-# What TensorFlow's C++ prints while it starts, whatever its log level; it stays in the log file.
-NOISE = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:\d\d")
 
 
 @dataclass(frozen=True)

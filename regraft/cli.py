@@ -28,6 +28,8 @@ HERE = Path()
 def main() -> None:
     """Run the command line; an error a person can act on prints its message, and `--debug` its traceback too."""
     debug = "--debug" in sys.argv[1:]
+    if not debug:
+        sys.excepthook = _say_briefly
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
@@ -39,6 +41,11 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.secho("interrupted; run again to go on from the last checkpoint", err=True)
         sys.exit(130)
+
+
+def _say_briefly(kind: type[BaseException], error: BaseException, _traceback: Any) -> None:
+    """Print an error nobody foresaw in one line; Python itself then ends the process with exit code 1."""
+    typer.secho(f"error: unexpected {kind.__name__}: {error}\nRun again with --debug for the traceback.", err=True)
 
 
 @app.callback()
@@ -154,11 +161,13 @@ def predict(
 ) -> None:
     """Predict labels for files or texts with a registered model."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from regraft.quiet import without_noise
     from regraft.registry.predict import predict as predict_with
     from regraft.settings import load_settings
 
     paths = Paths(root.resolve())
-    results = predict_with(paths, load_settings(paths.params), model, inputs)
+    with without_noise():
+        results = predict_with(paths, load_settings(paths.params), model, inputs)
     if as_json:
         _print_json({"predictions": results})
         return

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from regraft import progress
+from regraft.errors import ResourceError
 
 
 def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
@@ -19,8 +20,11 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with console.status("starting Prefect", spinner="dots") as status:
+        import httpx
+
         from flows.retrain import retrain
 
+        _require_prefect()
         handler = _RunHandler(console, status)
         loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
         for logger in loggers:
@@ -28,9 +32,35 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
                 logger.addHandler(handler)
         try:
             return retrain(root=str(root), force=force)
+        except httpx.HTTPError as error:
+            raise ResourceError(
+                f"the Prefect server stopped answering: {error or type(error).__name__}. "
+                "Stages that are done are recorded; run again when it is back."
+            ) from error
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
+
+
+def _require_prefect() -> None:
+    """Check that the Prefect server named in the settings answers; without one, Prefect starts its own for the run.
+
+    Raises:
+        ResourceError: If it does not.
+    """
+    from prefect import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    address = PREFECT_API_URL.value()
+    if not address:
+        return
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise ResourceError(
+            f"the Prefect server at {address} does not answer ({problem}). Start it with `prefect server start`, "
+            "or unset PREFECT_API_URL to run without one."
+        )
 
 
 class _RunHandler(logging.Handler):
