@@ -135,7 +135,9 @@ def load_served(directory: Path) -> ServedModel:
         ) from None
     if facts["kind"] == "text":
         import tensorflow_text  # noqa: F401  (registers the tokenizer's operations)
-    return ServedModel(facts["kind"], tuple(facts["labels"]), tf.saved_model.load(str(directory / SAVED_MODEL)))
+    with _quiet():
+        loaded = tf.saved_model.load(str(directory / SAVED_MODEL))
+    return ServedModel(facts["kind"], tuple(facts["labels"]), loaded)
 
 
 def read_input_example(directory: Path) -> bytes | str:
@@ -156,11 +158,13 @@ def largest_difference(classifier: "Classifier", served: ServedModel, inputs: Se
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what TensorFlow says of every export: that it renames inputs nobody uses, and where an empty folder is."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep back what TensorFlow says of every such export: inputs renamed, no assets, no fingerprint."""
+    loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

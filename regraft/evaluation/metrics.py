@@ -1,0 +1,180 @@
+"""Classification metrics with bootstrap intervals: arrays of class numbers in, plain dictionaries out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+METRICS = ("accuracy", "precision", "recall", "f1")
+_VALUES_AT_ONCE = 4_000_000
+
+
+def classification_metrics(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    samples: int,
+    interval: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Return accuracy, macro precision, recall and F1 with intervals, the same per class, and the confusion matrix.
+
+    Macro averages run over the classes that have an example in `labels`; a class never predicted has
+    precision 0.
+
+    Args:
+        labels: True classes, int64 in [0, classes), shape (N,), N >= 1.
+        predicted: Predicted classes, the same shape and range.
+        class_names: Name of each class.
+        samples: Bootstrap samples.
+        interval: Coverage of the intervals, in (0, 1), e.g. 0.95.
+        seed: Makes the intervals repeatable.
+
+    Returns:
+        {"accuracy": {"value", "low", "high"}, "precision": ..., "recall": ..., "f1": ...,
+        "per_class": {name: {"precision", "recall", "f1", "examples"}}, "confusion": rows are true classes,
+        "examples": N}. When all answers are right (or all wrong) resampling cannot tell how sure that is; the exact
+        binomial bound of the accuracy (Clopper & Pearson, 1934) then stands in for the missing end of all intervals.
+
+    Raises:
+        ValueError: If there is no example.
+    """
+    classes = len(class_names)
+    if len(labels) == 0:
+        raise ValueError("cannot score: there are no examples (is the split empty?)")
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=range(classes), average=None, zero_division=0.0
+    )
+    present = support > 0
+    values = {
+        "accuracy": accuracy_score(labels, predicted),
+        "precision": precision[present].mean(),
+        "recall": recall[present].mean(),
+        "f1": f1[present].mean(),
+    }
+    resampled = _resample((labels, predicted), classes=classes, samples=samples, seed=seed)[0]
+    ends = {name: _percentiles(scores, interval) for name, scores in resampled.items()}
+    bound = ((1.0 - interval) / 2.0) ** (1.0 / len(labels))
+    if values["accuracy"] == 1.0:
+        ends = dict.fromkeys(METRICS, (bound, 1.0))
+    elif values["accuracy"] == 0.0:
+        ends = dict.fromkeys(METRICS, (0.0, 1.0 - bound))
+    return {
+        **{name: {"value": float(values[name]), "low": ends[name][0], "high": ends[name][1]} for name in METRICS},
+        "per_class": {
+            name: {
+                "precision": float(precision[index]),
+                "recall": float(recall[index]),
+                "f1": float(f1[index]),
+                "examples": int(support[index]),
+            }
+            for index, name in enumerate(class_names)
+        },
+        "confusion": confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
+        "examples": len(labels),
+    }
+
+
+def paired_gain(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    baseline: np.ndarray,
+    *,
+    classes: int,
+    samples: int,
+    interval: float,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Return how much better `predicted` scores than `baseline` on the same examples, with paired bootstrap intervals.
+
+    Each bootstrap sample draws examples together with both answers, so what is hard for both models cancels out.
+
+    Args:
+        labels: True classes, int64 in [0, classes), shape (N,).
+        predicted: Classes predicted by the model, the same shape and range.
+        baseline: Classes predicted by the model it is compared with.
+        classes: Number of classes.
+        samples: Bootstrap samples.
+        interval: Coverage of the intervals, in (0, 1).
+        seed: Makes the intervals repeatable.
+
+    Returns:
+        {metric: {"value", "low", "high"}}, value being the metric of `predicted` minus that of `baseline`.
+    """
+    once = np.ones((1, len(labels)), np.int64)
+    ours, theirs = (_scores(once, labels, answers, classes) for answers in (predicted, baseline))
+    ours_resampled, theirs_resampled = _resample(
+        (labels, predicted, baseline), classes=classes, samples=samples, seed=seed
+    )
+    gains = {}
+    for name in METRICS:
+        low, high = _percentiles(ours_resampled[name] - theirs_resampled[name], interval)
+        gains[name] = {"value": float(ours[name][0] - theirs[name][0]), "low": low, "high": high}
+    return gains
+
+
+def most_frequent_confusions(confusion: Sequence[Sequence[int]], *, limit: int) -> list[tuple[int, int, int]]:
+    """Return (true class, predicted class, count) of at most `limit` kinds of mistakes, most frequent first."""
+    counts = np.array(confusion)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:limit]
+    pairs = (np.unravel_index(place, counts.shape) for place in order)
+    return [(int(true), int(guess), int(counts[true, guess])) for true, guess in pairs if counts[true, guess] > 0]
+
+
+def _resample(
+    answers: tuple[np.ndarray, ...], *, classes: int, samples: int, seed: int
+) -> list[Mapping[str, np.ndarray]]:
+    """Score every column of `answers` but the first against the first, on `samples` bootstrap samples of the rows.
+
+    Rows with equal answers are interchangeable, so instead of drawing N row numbers a sample draws how often each
+    distinct combination occurs (multinomial): the same distribution, and far less work on a large test set.
+    """
+    cells, counts = np.unique(np.stack(answers, axis=1), axis=0, return_counts=True)
+    total = int(counts.sum())
+    random = np.random.default_rng(seed)
+    at_once = max(1, _VALUES_AT_ONCE // len(cells))
+    parts: list[list[Mapping[str, np.ndarray]]] = []
+    for start in range(0, samples, at_once):
+        drawn = random.multinomial(total, counts / total, size=min(at_once, samples - start))
+        parts.append([_scores(drawn, cells[:, 0], cells[:, column], classes) for column in range(1, cells.shape[1])])
+    return [
+        {name: np.concatenate([part[column][name] for part in parts]) for name in METRICS}
+        for column in range(cells.shape[1] - 1)
+    ]
+
+
+def _scores(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: int) -> Mapping[str, np.ndarray]:
+    """Return each metric, shape (S,), for S weightings (S, C) of C cells with true and predicted classes (C,)."""
+    support, chosen = _sum_by_class(weights, labels, classes), _sum_by_class(weights, predicted, classes)
+    right = _sum_by_class(weights * (labels == predicted), labels, classes)
+    present = support > 0
+    there = present.sum(axis=1)
+    precision = np.divide(right, chosen, out=np.zeros(right.shape), where=chosen > 0)
+    recall = np.divide(right, support, out=np.zeros(right.shape), where=present)
+    f1 = np.divide(2 * right, support + chosen, out=np.zeros(right.shape), where=present)
+    return {
+        "accuracy": right.sum(axis=1) / weights.sum(axis=1),
+        "precision": (precision * present).sum(axis=1) / there,
+        "recall": recall.sum(axis=1) / there,
+        "f1": f1.sum(axis=1) / there,
+    }
+
+
+def _sum_by_class(weights: np.ndarray, classes_of_cells: np.ndarray, classes: int) -> np.ndarray:
+    """Return (S, classes): the sum of `weights` (S, C) over the cells of each class."""
+    cells = len(classes_of_cells)
+    membership = sparse.csr_array(
+        (np.ones(cells, np.int64), (classes_of_cells, np.arange(cells))), shape=(classes, cells)
+    )
+    return np.asarray((membership @ weights.T).T)
+
+
+def _percentiles(scores: np.ndarray, interval: float) -> tuple[float, float]:
+    """Return the ends of the central percentile interval (Efron & Tibshirani, 1993, section 13.3)."""
+    tail = (1.0 - interval) / 2.0
+    low, high = np.quantile(scores, [tail, 1.0 - tail])
+    return float(low), float(high)

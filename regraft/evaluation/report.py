@@ -1,0 +1,328 @@
+"""The report: what the files in reports/ say, on one page that is understood in half a minute and opens offline."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from regraft.backbones.card import Card
+from regraft.evaluation.metrics import most_frequent_confusions
+from regraft.evaluation.plots import (
+    DARK,
+    LIGHT,
+    Mistake,
+    Theme,
+    classes_drawn,
+    confusion_figure,
+    curves_figure,
+    f1_figure,
+    mistakes_figure,
+    thumbnail,
+)
+from regraft.settings import EvaluateSettings
+
+_TEMPLATE = "report.html.j2"
+_TABLE_CLASSES = 12
+_CONFUSIONS = 3
+_REJECTS = 20
+_SMALL_IMAGE_PX = 64
+_SHORT_TEXT = 240
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report is made of: the contents of files that the stages write.
+
+    Attributes:
+        metrics: reports/metrics.json.
+        speed: reports/speed.json.
+        training: reports/training.json.
+        data: reports/data.json.
+        download: reports/download.json.
+        backbone: The card of the backbone.
+        features: features/features.json.
+        mistakes: The mistakes the model was surest of.
+        seed: Of the run.
+        evaluate: How the intervals were computed.
+    """
+
+    metrics: Mapping[str, Any]
+    speed: Mapping[str, Any]
+    training: Mapping[str, Any]
+    data: Mapping[str, Any]
+    download: Mapping[str, Any]
+    backbone: Card
+    features: Mapping[str, Any]
+    mistakes: Sequence[Mistake]
+    seed: int
+    evaluate: EvaluateSettings
+
+
+def draw_plots(facts: Facts) -> dict[str, bytes]:
+    """Return all figures as PNG bytes by name; those with nothing to show are left out."""
+    per_class = facts.metrics["test"]["per_class"]
+    figures = {
+        **_page_figures(facts, LIGHT),
+        "f1": f1_figure({name: row["f1"] for name, row in per_class.items() if row["examples"]}, LIGHT),
+    }
+    if facts.data["kind"] == "image" and facts.mistakes:
+        figures["mistakes"] = mistakes_figure(facts.mistakes, LIGHT)
+    return figures
+
+
+def _page_figures(facts: Facts, theme: Theme) -> dict[str, bytes]:
+    """Return the figures that are part of the page; the rest of it draws F1 and mistakes as text and pictures."""
+    figures = {"confusion": confusion_figure(facts.metrics["test"]["confusion"], facts.metrics["labels"], theme)}
+    if facts.training["history"]:
+        figures["curves"] = _curves(facts.training, theme)
+    return figures
+
+
+def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
+    """Return the page: one HTML file that refers to nothing outside itself, for light and dark screens of any width.
+
+    Args:
+        facts: What it says.
+        plots: What `draw_plots` returned for them.
+    """
+    metrics = facts.metrics["test"]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["count"] = _count
+    dark = _page_figures(facts, DARK)
+    rejects = facts.data["rejects"]
+    return environment.get_template(_TEMPLATE).render(
+        title=_title(facts),
+        kind=facts.data["kind"],
+        metrics=facts.metrics,
+        interval=_percent(facts.evaluate.interval, 0),
+        samples=facts.evaluate.bootstrap_samples,
+        comparison=_comparison(facts.metrics),
+        verdict=_verdict(facts),
+        warnings=_warnings(facts),
+        facts=_key_facts(facts),
+        wrong=metrics["examples"] - sum(row[place] for place, row in enumerate(metrics["confusion"])),
+        confusions=[
+            {"true": facts.metrics["labels"][true], "predicted": facts.metrics["labels"][guess], "count": count}
+            for true, guess, count in most_frequent_confusions(metrics["confusion"], limit=_CONFUSIONS)
+            if count > 1
+        ],
+        mistakes=[_show_mistake(mistake) for mistake in facts.mistakes],
+        classes=_classes(metrics["per_class"]),
+        matrix_classes=classes_drawn(len(facts.metrics["labels"])),
+        table_classes=_TABLE_CLASSES,
+        pictures={name: {"light": _data_url(plots[name]), "dark": _data_url(dark[name])} for name in dark},
+        training_lines=_training_lines(facts),
+        splits=[
+            {
+                "name": split,
+                "examples": sum(counts.values()),
+                "smallest": min(counts.values()),
+                "largest": max(counts.values()),
+            }
+            for split in ("train", "validation", "test")
+            if (counts := facts.data["counts"].get(split))
+        ],
+        data_facts=_data_facts(facts),
+        rejects=rejects[:_REJECTS],
+        more_rejects=max(0, len(rejects) - _REJECTS),
+        settings=_settings(facts),
+        cores=facts.speed["cpu_cores"],
+    )
+
+
+def _title(facts: Facts) -> str:
+    """Return what was learned from what, without the folders above the source."""
+    scheme, _, place = facts.download["source"].partition(":")
+    name, classes = place.rstrip("/").rsplit("/", 1)[-1], len(facts.metrics["labels"])
+    return f"{name} ({scheme}): {classes} classes of {facts.data['kind']}s"
+
+
+def _comparison(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the headline's bars: this model, the probe when it is another one, and the majority class."""
+    rows = [{"name": "this model", "accuracy": metrics["test"]["accuracy"]}]
+    if metrics["shipped"] != "probe":
+        rows.append({"name": "probe (solved head only)", "accuracy": metrics["probe"]["test"]["accuracy"]})
+    label = metrics["majority"]["label"]
+    return [*rows, {"name": f"always “{label}”", "accuracy": metrics["majority"]["test"]["accuracy"]}]
+
+
+def _verdict(facts: Facts) -> str:
+    """Return one sentence on what fine-tuning brought, no stronger than its interval allows."""
+    if facts.metrics["shipped"] == "probe":
+        if not facts.training["history"]:
+            return "This is the probe: a head solved on the frozen backbone's features, without fine-tuning."
+        return (
+            "Validation did not prefer the fine-tuned model, so the probe ships: a head solved on the frozen backbone."
+        )
+    gain = facts.metrics["gain_over_probe"]["accuracy"]
+    points = f"{100 * abs(gain['value']):.1f} points"
+    span = f"{_percent(facts.evaluate.interval, 0)} interval {_signed(gain['low'])} to {_signed(gain['high'])}"
+    if gain["low"] > 0:
+        return f"Fine-tuning made it better than its probe by {points} ({span})."
+    if gain["high"] < 0:
+        return f"Validation preferred it, yet on the test split it is worse than its probe by {points} ({span})."
+    return f"This test split cannot tell it from its probe: {_signed(gain['value'])} points ({span})."
+
+
+def _warnings(facts: Facts) -> list[str]:
+    """Return what a reader must know before believing the headline."""
+    duplicates = facts.data["duplicates"]
+    warnings = []
+    if across := duplicates["across_splits"]:
+        warnings.append(
+            f"{_things(across, 'example')} {'stand' if across > 1 else 'stands'} in more than one split, "
+            "so the score may be too good."
+        )
+    if conflicting := duplicates["conflicting_labels"]:
+        warnings.append(
+            f"{_things(conflicting, 'example')} {'come' if conflicting > 1 else 'comes'} repeatedly, with different "
+            "labels."
+        )
+    per_class = facts.metrics["test"]["per_class"]
+    few = [name for name, row in per_class.items() if row["examples"] < 10]
+    if few:
+        named = f"the class “{few[0]}” has" if len(few) == 1 else f"{len(few)} of {len(per_class)} classes have"
+        warnings.append(
+            f"{named[0].upper()}{named[1:]} fewer than 10 test examples: figures of single classes are rough."
+        )
+    if facts.metrics["test"]["accuracy"]["low"] <= facts.metrics["majority"]["test"]["accuracy"]["value"]:
+        warnings.append("This model is not clearly better than always giving the same answer.")
+    return warnings
+
+
+def _key_facts(facts: Facts) -> list[dict[str, str]]:
+    metrics = facts.metrics["test"]
+    weakest = _classes(metrics["per_class"])[0]
+    return [
+        {"value": _percent(metrics["f1"]["value"]), "name": "macro F1"},
+        {"value": _percent(weakest["f1"], 0), "name": f"F1 of the weakest class, {weakest['name']}"},
+        {
+            "value": f"{facts.speed['latency_ms']['p50']:.0f} ms",
+            "name": f"for one {facts.data['kind']} (99% within {facts.speed['latency_ms']['p99']:.0f} ms)",
+        },
+        {
+            "value": f"{facts.speed['throughput']['examples_per_s']:,.0f}/s",
+            "name": f"{facts.data['kind']}s, in batches of {facts.speed['throughput']['batch_size']}",
+        },
+    ]
+
+
+def _classes(per_class: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Return a row for each class that was tested, lowest F1 first."""
+    rows = [{"name": name, **row} for name, row in per_class.items() if row["examples"]]
+    return sorted(rows, key=lambda row: row["f1"])
+
+
+def _show_mistake(mistake: Mistake) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "name": mistake.name,
+        "label": mistake.label,
+        "predicted": mistake.predicted,
+        "probability": mistake.probability,
+    }
+    if isinstance(mistake.content, str):
+        text = mistake.content
+        return {**shown, "text": text if len(text) <= _SHORT_TEXT else text[: _SHORT_TEXT - 1] + "…"}
+    picture = thumbnail(mistake.content)
+    return {**shown, "picture": _data_url(picture.encoded), "is_small": picture.longer_side_px <= _SMALL_IMAGE_PX}
+
+
+def _data_facts(facts: Facts) -> list[tuple[str, str]]:
+    data, duplicates = facts.data, facts.data["duplicates"]
+    made = data["splits_made"]
+    rows = [
+        ("source", facts.download["source"]),
+        ("licence", facts.download["licence"] or "not stated"),
+        ("splits", f"{' and '.join(made)} made here, by hash" if made else "as the source has them"),
+        ("set aside", _things(len(data["rejects"]), "unusable example")),
+        ("exact copies", f"{_count(duplicates['extra_copies'])}, {_count(duplicates['across_splits'])} across splits"),
+    ]
+    if data["kind"] == "image":
+        rows.append(("median size", f"{data['median_short_side_px']:.0f} px (shorter side)"))
+    else:
+        lengths = data["text_length_characters"]
+        rows.append(("text length", f"median {_count(lengths['p50'])}, longest {_count(lengths['max'])} characters"))
+    return rows
+
+
+def _curves(training: Mapping[str, Any], theme: Theme) -> bytes:
+    """Draw validation accuracy and the two losses by epoch; epoch 0 is the probe, where fine-tuning starts."""
+    start, epochs = training["probe"]["validation"], training["history"]
+    return curves_figure(
+        {
+            "accuracy": {"validation": [start["accuracy"], *(epoch["validation_accuracy"] for epoch in epochs)]},
+            "log loss, nats an example": {
+                "validation": [start["log_loss"], *(epoch["validation_log_loss"] for epoch in epochs)],
+                "training": [math.nan, *(epoch["train_loss"] for epoch in epochs)],
+            },
+        },
+        best_epoch=training["best_epoch"] if training["shipped"] != "probe" else 0,
+        theme=theme,
+    )
+
+
+def _training_lines(facts: Facts) -> list[str]:
+    """Return sentences: what ships and why, how it was trained, how fast."""
+    training, timing = facts.training, facts.speed["training"]
+    lines = [training["why"]]
+    if training["history"]:
+        chosen_by = "by pilot runs" if training["learning_rate_chosen_by"] == "pilot runs" else "in the settings"
+        augmentation = training["augmentation"]
+        varied = "with" if augmentation["used"] else "without"
+        flipped = ", mirror images included" if augmentation["used"] and augmentation["flip"] else ""
+        lines.append(
+            f"{len(training['history'])} epochs at a peak rate of {training['learning_rate']:g}, chosen {chosen_by}, "
+            f"{varied} augmentation{flipped}. {timing['examples_per_second']:,.0f} {facts.data['kind']}s a second, "
+            f"{timing['finetune_seconds']:.0f} s in all."
+        )
+    return lines
+
+
+def _settings(facts: Facts) -> list[tuple[str, str]]:
+    features, card = facts.features, facts.backbone
+    size = (
+        f"{features['image_size_px']} px" if features["image_size_px"] else f"at most {features['max_tokens']} tokens"
+    )
+    return [
+        ("backbone", f"{card.name}, {card.parameters / 1e6:.1f} M parameters"),
+        ("trained on", f"{card.source_dataset} ({card.licence})"),
+        ("input", size),
+        ("seed", str(facts.seed)),
+    ]
+
+
+def _data_url(encoded: bytes) -> str:
+    kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+
+
+def _percent(share: float, decimals: int = 1) -> str:
+    """Return 0.976 as `97.6%`, and nothing short of one as `100%`."""
+    text = f"{100 * share:.{decimals}f}%"
+    if share < 1.0 and text == f"{100:.{decimals}f}%":
+        return f"{100 - 10**-decimals:.{decimals}f}%"
+    return text
+
+
+def _signed(difference: float) -> str:
+    """Return a difference of shares in points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _things(number: int, singular: str) -> str:
+    return f"{_count(number) if number else 'no'} {singular}{'' if number == 1 else 's'}"
