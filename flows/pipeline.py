@@ -136,7 +136,7 @@ def run_stage(
         except DvcException as error:
             raise _explain(error, name, log, timeout_s) from error
         except OSError as error:
-            raise ResourceError(f"stage {name} ran, but its outputs could not be stored: {error}.") from error
+            raise _not_stored(name, error, log) from error
     for scratch in paths.scratch.glob(f"{name}-*"):
         shutil.rmtree(scratch, ignore_errors=True)
     return log.exists()
@@ -144,6 +144,7 @@ def run_stage(
 
 def start_project(root: Path) -> None:
     """Make `root` a DVC project of its own, inside a git repository or not."""
+    _quiet_dvc()
     in_git = subprocess.run(["git", "rev-parse"], cwd=root, capture_output=True, check=False).returncode == 0
     is_top = (root / ".git").exists()
     Repo.init(str(root), no_scm=not in_git, subdir=in_git and not is_top).close()
@@ -166,7 +167,7 @@ def _repository(paths: Paths) -> Iterator[Repo]:
     before = Path.cwd()
     if not (paths.root / ".dvc").is_dir():
         raise RegraftError(f"{paths.root} is not a project (it has no .dvc folder); make one with `regraft init`.")
-    logging.getLogger("dvc").setLevel(logging.ERROR)
+    _quiet_dvc()
     os.chdir(paths.root)
     try:
         with Repo(str(paths.root), _wait_for_lock=True) as repo:
@@ -177,8 +178,14 @@ def _repository(paths: Paths) -> Iterator[Repo]:
         os.chdir(before)
 
 
+def _quiet_dvc() -> None:
+    """Keep DVC's own messages back: what matters of them arrives as an exception."""
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _ordered(repo: Repo) -> list[PipelineStage]:
-    """Return the stages of the project's dvc.yaml, each after those whose outputs it reads, else as they stand there."""
+    """Return the stages of the project's dvc.yaml, each after those whose outputs it reads, else as there."""
     waiting = list(repo.stage.load_all("dvc.yaml"))
     ordered: list[PipelineStage] = []
     while waiting:
@@ -253,7 +260,7 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
     while cause is not None and not isinstance(cause, StageCmdFailedError | OSError):
         cause = cause.__cause__
     if isinstance(cause, OSError):
-        return ResourceError(f"stage {name}: {cause}.")
+        return _not_stored(name, cause, log)
     if cause is None:
         return RegraftError(f"stage {name} could not be run: {_chain(error)}")
     status = int(str(cause).rpartition("exited with ")[2])  # DVC keeps the exit code in its message only
@@ -263,7 +270,7 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
         return StageFailed(f"stage {name}: " + "\n".join(lines[errors[-1] :]).removeprefix("error: "), status)
     exit_code = 1
     if any("No space left on device" in line for line in lines):
-        what, exit_code = f"ran out of disk space in {log.parent.parent.parent}", ResourceError.exit_code
+        what, exit_code = f"ran out of disk space. {_room(log)}", ResourceError.exit_code
     elif any(line.startswith("Timeout (") for line in lines):
         what = f"was stopped after {timeout_s} s (`timeout_s` in dvc.yaml)"
     elif status < 0 or status > 128:
@@ -276,6 +283,16 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
         what = f"failed with exit code {status}"
     tail = [f"  {line}" for line in lines if not progress.LINE.match(line) and not NOISE.match(line)][-TAIL_LINES:]
     return StageFailed("\n".join([f"stage {name} {what}. Its last lines, all of them in {log}:", *tail]), exit_code)
+
+
+def _not_stored(name: str, error: OSError, log: Path) -> ResourceError:
+    return ResourceError(f"stage {name} ran, but its outputs could not be stored: {error}. {_room(log)}")
+
+
+def _room(log: Path) -> str:
+    """Return how much room the disk has that holds the project, and what to do about it."""
+    free_mb = shutil.disk_usage(log.parent).free / 1e6
+    return f"The disk of {log.parent.parent.parent} has {free_mb:.0f} MB left; make room and run again."
 
 
 def _chain(error: BaseException | None) -> str:

@@ -150,7 +150,22 @@ def connect(paths: Paths, settings: Settings) -> "MlflowClient":
             follow_move(database, paths.root / ARTIFACTS)
         from mlflow import MlflowClient
 
+        if (file := sqlite_file(uri)) is not None and not file.exists():
+            _create_database(file)
         return MlflowClient(uri, uri)
+
+
+def _create_database(file: Path) -> None:
+    """Make MLflow's tables in a new SQLite file that appears whole or not at all.
+
+    MLflow makes them one by one, and does not open a file in which a crash or a full disk left some of them.
+    """
+    from mlflow import MlflowClient
+
+    part = file.with_name(file.name + ".part")
+    part.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{part}", f"sqlite:///{part}").search_experiments(max_results=1)
+    part.replace(file)
 
 
 def prepare_environment() -> None:

@@ -1,6 +1,8 @@
 """Publishing to the SQLite file that a project has by default."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ from mlflow import MlflowClient
 
 from regraft.errors import RegistryError
 from regraft.files import read_json
+from regraft.paths import Paths
 from regraft.registry import register, tracking
 from regraft.registry.published import is_published
 from regraft.registry.register import Publication, publish, read_publication
+from regraft.settings import Settings
 from tests.registry.small_projects import ALWAYS_WRONG, LINEAGE, NEVER_RED, Project
 
 
@@ -210,3 +214,13 @@ def test_a_moved_project_uses_its_own_files_and_not_those_of_the_old_place(
     assert not (tmp_path / "before").exists()
     client = tracking.connect(after.paths, after.settings)
     assert client.get_model_version_download_uri("colours", "1").startswith(str(tmp_path / "after"))
+
+
+def test_a_database_whose_making_was_interrupted_is_made_anew(tmp_path):
+    paths = Paths(tmp_path)
+    settings = Settings(name="pets")
+    half_made = tmp_path / "mlflow.db.part"
+    with closing(sqlite3.connect(half_made)) as connection, connection:
+        connection.execute("CREATE TABLE spans (left_by TEXT)")
+    assert tracking.connect(paths, settings).search_registered_models() == []
+    assert not half_made.exists()
