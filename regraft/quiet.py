@@ -1,4 +1,4 @@
-"""TensorFlow's C++ prints some lines while it starts, whatever its log level: how to know them and keep them from people."""
+"""TensorFlow prints lines while it starts, whatever its log level: how to know them and keep them from people."""
 
 import os
 import re

@@ -1,0 +1,82 @@
+"""How well logits fit labels: log loss, the part of it that no temperature can mend, and accuracy."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEMPERATURES = (0.05, 20.0)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What logits are worth on `examples` held-out examples.
+
+    Attributes:
+        log_loss: Nats an example.
+        refined_log_loss: The same at the best temperature, see `refined_log_losses`; what decides between models.
+        accuracy: In [0, 1].
+        examples: How many there were.
+    """
+
+    log_loss: float
+    refined_log_loss: float
+    accuracy: float
+    examples: int
+
+
+def score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Score:
+    """Return the score of `logits` (N, K) for `labels` (N,).
+
+    Raises:
+        ValueError: If there are no examples.
+    """
+    if len(labels) == 0:
+        raise ValueError("cannot score: there are no examples (is the split empty?)")
+    loss = float(log_losses(logits, labels).mean())
+    refined = float(refined_log_losses(logits, labels).mean()) if math.isfinite(loss) else loss
+    return Score(loss, refined, float((logits.argmax(axis=1) == labels).mean()), len(labels))
+
+
+def log_losses(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the negative log likelihood of each label, in nats, float64, shape (N,).
+
+    Args:
+        logits: Shape (N, K), any scale; not probabilities.
+        labels: Shape (N,), in [0, K).
+    """
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=1)
+    log_total = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))
+    return log_total - wide[np.arange(len(labels)), labels]
+
+
+def refined_log_losses(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return `log_losses` of the logits divided by the temperature that makes their mean lowest.
+
+    Fine-tuning makes a model surer long after it has stopped making it wronger: on 101 photos of groceries the log
+    loss rose from 0.30 to 0.35 while accuracy rose from 0.88 to 0.93. Being too sure is mended by one number; being
+    wrong is not. So models and epochs are compared by what is left once that number is at its best.
+
+    Args:
+        logits: Shape (N, K), finite.
+        labels: Shape (N,), in [0, K).
+
+    Source: Berta, Holzmueller, Jordan & Bach, Rethinking Early Stopping: Refine, Then Calibrate, 2025
+        (arXiv:2501.19195); temperature as in Guo et al., 2017 (arXiv:1706.04599).
+    """
+    wide = logits.astype(np.float64)
+    # The mean log loss is convex in 1/temperature, so its slope has one root: halve the interval that holds it.
+    low, high = 1.0 / TEMPERATURES[1], 1.0 / TEMPERATURES[0]
+    right = wide[np.arange(len(labels)), labels]
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        scaled = wide * middle
+        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        expected = (weights * wide).sum(axis=1) / weights.sum(axis=1)
+        if float((expected - right).mean()) > 0.0:
+            high = middle
+        else:
+            low = middle
+    return log_losses(wide * math.sqrt(low * high), labels)

@@ -1,0 +1,131 @@
+"""Solve the head on the cached features, then fine-tune backbone and head from there."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from regraft import determinism
+from regraft.backbones.extractor import build_extractor
+from regraft.data.records import Split, open_split
+from regraft.errors import TrainingError
+from regraft.files import read_json, replace_directory, write_json
+from regraft.paths import Paths
+from regraft.settings import FinetuneSettings
+from regraft.tuning.classifier import Classifier, graft, save_classifier
+from regraft.tuning.probe import Features, Probe, fit_probe
+from regraft.tuning.strategies import Data, Recipe, lp_ft, probe_only
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = ("finetune.npz", "pilots.json")
+
+
+def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
+    """Read data/prepared, features/ and models/backbones/, write models/model/ and reports/training{,_time}.json.
+
+    models/model/ and training.json are the same for the same data, settings and seed, also after an interruption:
+    what is half done lies in the folder named by REGRAFT_SCRATCH (by default .scratch/finetune). training_time.json
+    holds what may differ between two runs: how fast it went here.
+
+    Raises:
+        TrainingError: If features and prepared data do not belong together, or the loss stops being a number.
+    """
+    determinism.set_up(seed)
+    keras.utils.clear_session(
+        free_memory=False
+    )  # layers are numbered from 1 again: their names are stored with the weights
+    started = time.monotonic()
+    train, validation = open_split(paths.prepared, "train"), open_split(paths.prepared, "validation")
+    about = read_json(paths.features / "features.json")
+    train_features = _read_features(paths.features, "train", train)
+    validation_features = _read_features(paths.features, "validation", validation)
+    classes = len(train.class_names)
+    probe = fit_probe(train_features, train.labels, validation_features, validation.labels, classes=classes)
+    probe_seconds = time.monotonic() - started
+    log.info(
+        "the probe is solved: validation log loss %.4f, accuracy %.4f, penalty %g",
+        probe.validation.log_loss, probe.validation.accuracy, probe.penalty,
+    )  # fmt: skip
+
+    extractor = build_extractor(paths.backbones, image_size_px=about["image_size_px"], max_tokens=about["max_tokens"])
+    model = graft(extractor.model, probe.kernel, probe.bias)
+    if finetune.strategy == "probe":
+        tuned = probe_only(probe)
+    else:
+        scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
+        recipe = Recipe(
+            epochs=finetune.epochs,
+            batch_size=finetune.batch_size,
+            learning_rate=finetune.learning_rate,
+            patience_epochs=finetune.patience_epochs,
+            augment=finetune.augment,
+            seed=seed,
+        )
+        data = Data(train, validation, train_features, validation_features, extractor.prepare, classes)
+        identity = _identity(
+            {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
+        )
+        tuned = lp_ft(model, extractor.model, data, probe, recipe, scratch=scratch, run=identity)
+    log.info("%s", tuned.why)
+
+    with replace_directory(paths.model) as directory:
+        save_classifier(
+            directory,
+            Classifier(extractor, model, train.class_names, probe.kernel, probe.bias, tuned.shipped),
+        )
+    write_json(
+        paths.reports / "training.json",
+        {
+            "strategy": finetune.strategy,
+            "probe": probe.summary(),
+            "shipped": tuned.shipped,
+            "why": tuned.why,
+            **tuned.facts,
+        },
+    )
+    history = tuned.history
+    write_json(
+        paths.reports / "training_time.json",
+        {
+            "probe_seconds": probe_seconds,
+            "finetune_seconds": history.seconds if history else 0.0,
+            "examples": history.examples if history else 0,
+            "examples_per_second": history.examples / history.seconds if history else None,
+            "stage_seconds": time.monotonic() - started,
+        },
+    )
+    if finetune.strategy != "probe":
+        for name in CHECKPOINTS:
+            (scratch / name).unlink(missing_ok=True)
+
+
+def _read_features(directory: Path, split: str, rows: Split) -> Features:
+    """Return the features of a split.
+
+    Raises:
+        TrainingError: If their number is not that of the examples.
+    """
+    features = np.load(directory / f"{split}.npy")
+    if len(features) != len(rows):
+        raise TrainingError(
+            f"{directory / split}.npy has {len(features)} rows, the prepared {split} split {len(rows)}: "
+            "they do not belong together. Run the embed stage again."
+        )
+    return features
+
+
+def _identity(settings: Mapping[str, object], splits: Sequence[Split], probe: Probe) -> str:
+    """Return a digest of all that the weights depend on; checkpoints of another run are not continued."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for split in splits:
+        digest.update("\n".join(split.ids).encode())
+        digest.update(split.labels.tobytes())
+    digest.update(probe.kernel.tobytes() + probe.bias.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""The training loop: it learns, stands still where it must, stops when it should, and continues to the same bytes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from regraft.errors import TrainingError
+from regraft.tuning.loop import Checkpoint, Plan, Trainer, train
+from regraft.tuning.scores import Score, score
+
+LABELS = np.arange(64) % 2
+IMAGES = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32") + LABELS[:, None, None, None] * 0.5
+
+
+def small_network(*, dropout=0.0):
+    """A convolution, BatchNormalization with statistics of its own, and a head of two logits."""
+    keras.utils.set_random_seed(4)
+    images = keras.Input((8, 8, 3))
+    hidden = layers.Conv2D(4, 3, name="convolution")(images)
+    inner = layers.BatchNormalization(name="normalisation")
+    hidden = keras.Sequential([keras.Input((6, 6, 4)), inner, layers.ReLU()], name="nested")(hidden)
+    hidden = layers.Dropout(dropout)(layers.GlobalAveragePooling2D()(hidden))
+    model = keras.Model(images, layers.Dense(2, name="head")(hidden))
+    inner.set_weights([np.ones(4), np.zeros(4), np.full(4, 0.2), np.full(4, 1.7)])
+    return model
+
+
+def batches(epoch):
+    order = np.random.default_rng(epoch).permutation(64)
+    return tf.data.Dataset.from_tensor_slices((IMAGES[order], LABELS[order])).batch(16)
+
+
+def plan(**changes):
+    return Plan(
+        **{"epochs": 3, "steps_per_epoch": 4, "peak_rate": 0.01, "warmup_steps": 2, "patience_epochs": 9, **changes}
+    )
+
+
+def judge(trainer):
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(32)
+    return lambda: score(trainer.logits(data), LABELS)
+
+
+def made_up(*losses):
+    """A judge that says what it is told, one loss an epoch."""
+    remaining = iter(losses)
+
+    def validate():
+        loss = next(remaining)
+        return Score(loss, loss, 0.5, 64)
+
+    return validate
+
+
+def weights(trainer):
+    return b"".join(array.tobytes() for array in trainer.model.get_weights())
+
+
+def test_training_lowers_the_loss_on_learnable_data():
+    trainer = Trainer(small_network())
+    before = judge(trainer)().log_loss
+    history = train(trainer, plan(epochs=8, peak_rate=0.05), batches, judge(trainer))
+    assert history.best().validation_log_loss < 0.7 * before
+    assert history.examples == 8 * 64
+
+
+def test_statistics_of_a_nested_batch_normalisation_stand_still_while_kernels_move():
+    trainer = Trainer(small_network())
+    normalisation = trainer.model.get_layer("nested").layers[0]
+    kernel = trainer.model.get_layer("convolution").get_weights()[0]
+    train(trainer, plan(), batches, judge(trainer))
+    assert (normalisation.moving_mean.numpy() == np.float32(0.2)).all()
+    assert (normalisation.moving_variance.numpy() == np.float32(1.7)).all()
+    assert (trainer.model.get_layer("convolution").get_weights()[0] != kernel).any()
+
+
+def test_a_statistic_that_moves_all_the_same_is_noticed():
+    trainer = Trainer(small_network())
+    trainer.model.get_layer("nested").layers[0].trainable = True  # as code that unfreezes the whole model would
+    with pytest.raises(TrainingError, match="2 BatchNormalization statistics moved although they are frozen"):
+        train(trainer, plan(), batches, judge(trainer))
+
+
+def test_tables_of_embeddings_stay_as_they_are_and_weights_without_influence_do_no_harm():
+    keras.utils.set_random_seed(4)
+    words = keras.Input((None,), dtype="int32")
+    embedded = layers.Embedding(9, 4, name="table")(words)
+    mixed = layers.Dense(4, name="mixing")(embedded)
+    unused = layers.Dense(3, name="unused")
+    model = keras.Model(words, [layers.Dense(2)(layers.GlobalAveragePooling1D()(mixed)), unused(mixed)])
+    model = keras.Model(words, model(words)[0])
+    trainer = Trainer(model)
+    before = {weight.path: weight.numpy() for weight in model.weights}
+    for _ in range(3):
+        trainer.step(tf.constant([[1, 2, 3], [4, 5, 6]]), tf.constant([0, 1], tf.int64), 0.1)
+    moved = {weight.path for weight in model.weights if (weight.numpy() != before[weight.path]).any()}
+    assert not any("table" in path or "unused" in path for path in moved)
+    assert any("mixing" in path for path in moved)
+
+
+def test_the_model_ends_with_the_weights_of_its_best_epoch():
+    seen = []
+    trainer = Trainer(small_network())
+    losses = made_up(0.9, 0.5, 0.7)
+
+    def validate():
+        seen.append(weights(trainer))
+        return losses()
+
+    history = train(trainer, plan(), batches, validate)
+    assert history.best_epoch == 2
+    assert weights(trainer) == seen[1] != seen[2]
+
+
+def test_training_stops_when_validation_has_not_improved_for_as_long_as_patience_says():
+    trainer = Trainer(small_network())
+    history = train(trainer, plan(epochs=9, patience_epochs=2), batches, made_up(0.5, 0.6, 0.7, 0.1))
+    assert [epoch.epoch for epoch in history.epochs] == [1, 2, 3]
+
+
+def test_a_loss_that_is_not_a_number_stops_training_and_says_where():
+    def broken(epoch):
+        images = IMAGES.copy()
+        if epoch == 2:
+            images[:] = np.inf
+        return tf.data.Dataset.from_tensor_slices((images, LABELS)).batch(16)
+
+    trainer = Trainer(small_network())
+    with pytest.raises(TrainingError, match=r"in epoch 2 at step 5 of 12 \(learning rate 0\.0\d+\)"):
+        train(trainer, plan(), broken, judge(trainer))
+
+
+def test_a_validation_loss_that_is_not_a_number_stops_training():
+    trainer = Trainer(small_network())
+    with pytest.raises(TrainingError, match="validation log loss became nan after epoch 1"):
+        train(trainer, plan(), batches, made_up(float("nan")))
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, interrupted_after):
+    """With dropout, so that the random state has to be saved too."""
+
+    class Killed(Exception):
+        pass
+
+    def run(file, *, kill):
+        trainer = Trainer(small_network(dropout=0.4))
+        validate = judge(trainer)
+
+        def stop(epoch):
+            if kill and epoch > interrupted_after:
+                raise Killed
+            return batches(epoch)
+
+        return train(trainer, plan(epochs=4), stop, validate, checkpoint=Checkpoint(file, "a run")), weights(trainer)
+
+    whole, whole_weights = run(tmp_path / "whole.npz", kill=False)
+    with pytest.raises(Killed):
+        run(tmp_path / "half.npz", kill=True)
+    continued, continued_weights = run(tmp_path / "half.npz", kill=False)
+    assert continued_weights == whole_weights
+    assert continued.epochs == whole.epochs
+
+
+def test_a_checkpoint_of_another_run_is_ignored(tmp_path):
+    file = tmp_path / "checkpoint.npz"
+    trainer = Trainer(small_network())
+    train(trainer, plan(), batches, judge(trainer), checkpoint=Checkpoint(file, "this run"))
+    assert Checkpoint(file, "this run").load() is not None
+    assert Checkpoint(file, "that run").load() is None
+
+
+def test_a_finished_run_is_not_trained_again_from_its_checkpoint(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "checkpoint.npz", "run")
+    trainer = Trainer(small_network())
+    train(trainer, plan(), batches, made_up(0.5, 0.6, 0.7), checkpoint=checkpoint)
+    best = weights(trainer)
+    trainer = Trainer(small_network())
+    train(trainer, plan(), batches, made_up(), checkpoint=checkpoint)
+    assert weights(trainer) == best
+
+
+def test_going_back_to_an_earlier_state_makes_the_same_run_again():
+    trainer = Trainer(small_network(dropout=0.4))
+    start = trainer.state()
+    train(trainer, plan(), batches, judge(trainer))
+    first = weights(trainer)
+    trainer.restore(start)
+    train(trainer, plan(), batches, judge(trainer))
+    assert weights(trainer) == first

@@ -1,0 +1,112 @@
+"""The solved head: right solution, right penalty, right scale."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from regraft.tuning.probe import FOLDS, assign_folds, fit_probe, minimise, refit_probe, solve
+
+
+def clouds(rows, *, classes=3, size=6, spread=1.0, seed=0):
+    """Gaussian clouds around fixed centres, on axes of very different scales and offsets."""
+    centres = np.random.default_rng(99).normal(size=(classes, size))
+    generator = np.random.default_rng(seed)
+    labels = np.arange(rows) % classes
+    features = centres[labels] + spread * generator.normal(size=(rows, size))
+    return (features * np.logspace(-2, 2, size) + 5.0).astype(np.float32), labels
+
+
+def test_the_solution_is_that_of_scikit_learn():
+    features, labels = clouds(200)
+    standardised = ((features - features.mean(axis=0)) / features.std(axis=0)).astype(np.float32)
+    penalty = 0.01
+    ours = solve(standardised, labels, penalty=penalty, start=np.zeros((7, 3)))
+    theirs = LogisticRegression(C=1 / (penalty * len(labels)), tol=1e-8, max_iter=1000).fit(standardised, labels)
+    np.testing.assert_allclose(ours[:-1], theirs.coef_.T, atol=2e-3)
+    np.testing.assert_allclose(ours[-1] - ours[-1].mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3)
+
+
+def test_the_minimum_of_an_ill_conditioned_bowl_is_found():
+    scales = np.logspace(0, 4, 30)
+    found = minimise(
+        lambda x: (float(0.5 * (scales * (x - 1.0) ** 2).sum()), scales * (x - 1.0)),
+        np.zeros(30),
+        loss_tolerance=0.0,
+        iterations=1000,
+    )
+    np.testing.assert_allclose(found, np.ones(30), atol=1e-4)
+
+
+def test_the_probe_takes_features_as_they_come_although_it_is_solved_on_standardised_ones():
+    train, labels = clouds(300)
+    held_out, held_out_labels = clouds(600, seed=1)
+    probe = fit_probe(train, labels, held_out, held_out_labels, classes=3)
+    assert probe.kernel.shape == (6, 3)
+    assert probe.kernel.dtype == probe.bias.dtype == np.float32
+    right = (held_out @ probe.kernel + probe.bias).argmax(axis=1) == held_out_labels
+    assert probe.validation.accuracy == right.mean() > 0.7
+
+
+def test_noisy_features_get_a_stronger_penalty_than_clean_ones():
+    chosen = []
+    for spread in (0.2, 6.0):
+        train, labels = clouds(60, spread=spread, size=30)
+        held_out, held_out_labels = clouds(600, spread=spread, size=30, seed=1)
+        chosen.append(fit_probe(train, labels, held_out, held_out_labels, classes=3).penalty)
+    assert chosen[0] < chosen[1]
+
+
+def test_folds_help_to_choose_only_while_the_validation_split_is_small():
+    train, labels = clouds(90)
+    few, few_labels = clouds(30, seed=1)
+    many, many_labels = clouds(600, seed=1)
+    assert fit_probe(train, labels, few, few_labels, classes=3).folds == FOLDS
+    assert fit_probe(train, labels, many, many_labels, classes=3).folds == 0
+
+
+def test_a_class_with_one_training_example_is_learned_and_never_held_out():
+    train, labels = clouds(60)
+    features = np.vstack([train, train.max(axis=0) * 4]).astype(np.float32)
+    labels = np.append(labels, 3)
+    held_out, held_out_labels = clouds(30, seed=1)
+    probe = fit_probe(features, labels, held_out, held_out_labels, classes=4)
+    assert (features[-1] @ probe.kernel + probe.bias).argmax() == 3
+    assert assign_folds(labels, 4)[-1] == -1
+
+
+def test_folds_share_every_class_evenly():
+    labels = np.repeat([0, 1, 2], [40, 10, 6])
+    fold_of = assign_folds(labels, 4)
+    counts = np.array([[(fold_of[labels == label] == fold).sum() for fold in range(4)] for label in range(3)])
+    assert (counts.max(axis=1) - counts.min(axis=1) <= 1).all()
+
+
+def test_a_constant_feature_does_no_harm():
+    train, labels = clouds(90)
+    train[:, 2] = 3.0
+    probe = fit_probe(train, labels, train, labels, classes=3)
+    assert np.isfinite(probe.kernel).all()
+    assert probe.kernel[2] == pytest.approx(np.zeros(3))
+
+
+def test_the_probe_is_the_same_twice_and_refitting_at_its_penalty_gives_about_it():
+    train, labels = clouds(90)
+    held_out, held_out_labels = clouds(90, seed=1)
+    first, second = (fit_probe(train, labels, held_out, held_out_labels, classes=3) for _ in range(2))
+    assert first.kernel.tobytes() == second.kernel.tobytes()
+    kernel, bias = refit_probe(train, labels, classes=3, penalty=first.penalty)
+    np.testing.assert_allclose(held_out @ kernel + bias, first.logits(held_out), atol=0.05)
+
+
+def test_features_that_are_not_numbers_are_refused():
+    train, labels = clouds(30)
+    broken = train.copy()
+    broken[3, 1] = np.nan
+    with pytest.raises(ValueError, match="training features hold values that are not finite"):
+        fit_probe(broken, labels, train, labels, classes=3)
+
+
+def test_an_empty_validation_split_is_refused():
+    train, labels = clouds(30)
+    with pytest.raises(ValueError, match="validation split is empty"):
+        fit_probe(train, labels, train[:0], labels[:0], classes=3)
