@@ -58,7 +58,7 @@ class StageFailed(RegraftError):
         return self.exit_code == ResourceError.exit_code
 
 
-def plan(root: Path, *, force: tuple[str, ...] = ()) -> list[StagePlan]:
+def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> list[StagePlan]:
     """Return the stages in running order, each clean or stale and why.
 
     A stage below a stale one counts as stale; when its turn comes it is skipped if its inputs came out the same.
@@ -66,6 +66,8 @@ def plan(root: Path, *, force: tuple[str, ...] = ()) -> list[StagePlan]:
     Args:
         root: The project's folder.
         force: Names of stages to run even if clean.
+        refresh: Whether to look at code and source anew; not while a run is at work, which would record what it did
+            not run with.
 
     Raises:
         RegraftError: If the settings, the source or the graph are invalid, or `force` names no stage.
@@ -77,7 +79,8 @@ def plan(root: Path, *, force: tuple[str, ...] = ()) -> list[StagePlan]:
         names = [stage.name for stage in stages]
         if unknown := [name for name in force if name not in names]:
             raise RegraftError(f"there is no stage {', '.join(unknown)}; dvc.yaml has {', '.join(names)}.")
-        refresh_inputs(paths, settings, names)
+        if refresh:
+            refresh_inputs(paths, settings, names)
         plans: list[StagePlan] = []
         for stage in stages:
             why = ["forced"] if stage.name in force else []

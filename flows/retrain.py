@@ -1,10 +1,6 @@
 """The flow `retrain`: plan, run each stale stage as a Prefect task, then register and promote what came out."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -19,6 +15,7 @@ from flows import pipeline
 from flows.promote import promote
 from regraft import progress
 from regraft.errors import ResourceError
+from regraft.locking import project_lock
 from regraft.paths import Paths
 
 RETRY_DELAY_S = 10
@@ -125,26 +122,3 @@ def publish_report(paths: Paths, publication: dict[str, Any]) -> None:
             ]
         ),
     )
-
-
-@contextmanager
-def project_lock(paths: Paths) -> Iterator[None]:
-    """Let one run at a time work on a project.
-
-    Raises:
-        ResourceError: If another run holds the lock; the message says which process.
-    """
-    paths.state.mkdir(parents=True, exist_ok=True)
-    with (paths.state / "run.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ResourceError(
-                f"another run (process {file.read().strip() or 'unknown'}) is at work on {paths.root}; "
-                "wait for it to end, or stop it."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

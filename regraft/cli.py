@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regraft.errors import RegraftError
+from regraft.errors import DISK_ERRORS, RegraftError, ResourceError
 from regraft.paths import Paths
 
 app = typer.Typer(
@@ -38,6 +38,11 @@ def main() -> None:
             raise
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED if sys.stderr.isatty() else None)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug or error.errno not in DISK_ERRORS:
+            raise
+        typer.secho(f"error: the disk gave out: {error}. Make room or check the disk; then run again.", err=True)
+        sys.exit(ResourceError.exit_code)
     except KeyboardInterrupt:
         typer.secho("interrupted; run again to go on from the last checkpoint", err=True)
         sys.exit(130)
@@ -75,8 +80,13 @@ def init(
 def plan(root: Root = HERE, as_json: AsJson = False) -> None:
     """Show which stages are stale, and why, without running anything."""
     from flows import pipeline
+    from regraft.locking import is_running
 
-    stages = pipeline.plan(root.resolve())
+    paths = Paths(root.resolve())
+    running = is_running(paths)
+    if running:
+        typer.echo("a run is at work; this is the plan with the code and the source as it found them", err=True)
+    stages = pipeline.plan(paths.root, refresh=not running)
     if as_json:
         _print_json(
             {"stages": [{"name": s.name, "stale": s.stale, "why": list(s.why), "pool": s.pool} for s in stages]}
@@ -106,16 +116,20 @@ def run(
     """Bring the model up to date: run what is stale, register the result, promote it if it deserves it."""
     from flows import pipeline
     from regraft.fingerprint import release_fingerprint
+    from regraft.locking import project_lock
     from regraft.settings import load_settings
 
     paths = Paths(root.resolve())
-    forced = tuple(force or ())
-    if not any(stage.stale for stage in pipeline.plan(paths.root, force=forced)):
+    settings, forced = load_settings(paths.params), tuple(force or ())
+    with project_lock(paths):
+        is_stale = any(stage.stale for stage in pipeline.plan(paths.root, force=forced))
+    if not is_stale:
         from regraft.registry.published import is_published
+        from regraft.registry.register import read_publication
 
-        if is_published(paths, load_settings(paths.params), release_fingerprint(paths)):
-            publication = json.loads((paths.reports / "promotion.json").read_text("utf-8"))
-            _tell_outcome(paths, {"stages_run": [], "publication": publication}, as_json=as_json)
+        if is_published(paths, settings, release_fingerprint(paths)):
+            outcome = {"stages_run": [], "publication": read_publication(paths).as_json()}
+            _tell_outcome(paths, outcome, as_json=as_json)
             return
     from regraft.console import run_flow
 

@@ -70,12 +70,17 @@ class _RunHandler(logging.Handler):
         super().__init__(logging.INFO)
         self.console = console
         self.status = status
+        self.failed = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         stage = getattr(record, "task_run_name", None) or "retrain"
         message = record.getMessage()
         if record.exc_info or record.levelno >= logging.ERROR or message.startswith("Finished in state"):
             return  # the command prints the error itself, once
+        if message.startswith("error: "):
+            self.failed = stage
+        if stage == self.failed:
+            return
         if sys.stderr.isatty() and progress.LINE.match(message):
             self.status.update(Text(f"{stage:<10} {message.removeprefix('progress ')}"))
         else:

@@ -34,7 +34,7 @@ def check(paths: Paths) -> list[dict[str, Any]]:
     for name, run in checks.items():
         try:
             found, ok, advice = run()
-        except RegraftError as error:
+        except (RegraftError, OSError) as error:
             found, ok, advice = str(error), False, ""
         findings.append({"check": name, "ok": ok, "found": found, "advice": advice})
     return findings

@@ -1,5 +1,9 @@
 """Errors a person can act on, and the exit code each kind ends the process with."""
 
+import errno
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # of an OSError: room or the disk itself is gone
+
 
 class RegraftError(Exception):
     """Something the user can put right: the message says what is wrong, where, and what to do next.

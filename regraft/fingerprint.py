@@ -18,13 +18,14 @@ from ruamel.yaml import YAML
 from regraft import settings as settings_module
 from regraft.backbones import catalogue
 from regraft.data import sources
-from regraft.errors import RegraftError
+from regraft.errors import BackboneError, RegraftError
 from regraft.files import read_json, write_json
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import Settings
 
 FIRST_PARTY = ("regraft", "tasks")
 SETTINGS = REPOSITORY / "regraft" / "settings.py"
+CONSUMER_LIBRARIES = ("mlflow", "numpy", "pandas", "tensorflow", "tensorflow-text")
 DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel-yaml", "sklearn": "scikit-learn"}
 
 
@@ -33,12 +34,16 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
 
     Raises:
         DataError: If the source does not exist.
-        BackboneError: If the backbone is neither in the catalogue nor a preset folder.
+        BackboneError: If the backbone is neither in the catalogue nor a preset folder, or takes another kind of data.
     """
     source = sources.parse(settings.download.source, paths.root)
+    kind = catalogue.kind_of(settings.backbone.name, paths.root)
+    if settings.preprocess.kind not in ("auto", kind):
+        raise BackboneError(
+            f"backbone.name: {settings.backbone.name} takes {kind} data, but preprocess.kind is "
+            f"{settings.preprocess.kind}; fitting backbones: {', '.join(catalogue.names(settings.preprocess.kind))}."
+        )
     preset = catalogue.preset_folder(settings.backbone.name, paths.root)
-    if preset is None:
-        catalogue.find(settings.backbone.name)
     current = {
         "source": source.fingerprint(paths.state / "source-index.json"),
         "preset": preset and _content(preset, paths),
@@ -50,7 +55,7 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
 
 def _content(folder: Path, paths: Paths) -> dict[str, Any]:
     """Return the fingerprint of the files in `folder`, which lies outside the project."""
-    return sources.parse(f"folder:{folder}", paths.root).fingerprint(paths.state / f"{folder.name}-index.json")
+    return sources.parse(f"folder:{folder}", paths.root).fingerprint(paths.state / "preset-index.json")
 
 
 def code_fingerprint(stage: str) -> dict[str, str]:
@@ -108,24 +113,25 @@ def stage_fingerprint(paths: Paths, stage: str) -> str:
 
 
 def release_fingerprint(paths: Paths) -> str:
-    """Return a hash of all that the last run made, timings aside: equal for models that are the same to the byte."""
+    """Return a hash of what a consumer gets, and of the evidence for it: equal models are registered once.
+
+    It covers the outputs marked `released` in dvc.yaml, the code that wraps them and the libraries that go with it.
+    """
     graph, lock = _load_yaml(paths.graph), _load_yaml(paths.lock)
-    varying = {
+    released = {
         path
         for definition in graph["stages"].values()
         for out in definition["outs"]
         if isinstance(out, dict)
         for path, options in out.items()
-        if options.get("meta", {}).get("varies")
+        if options.get("meta", {}).get("released")
     }
-    return hash_json(
-        {
-            out["path"]: out["md5"]
-            for entry in lock["stages"].values()
-            for out in entry["outs"]
-            if out["path"] not in varying
-        }
-    )
+    found: dict[str, Any] = {
+        out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry["outs"] if out["path"] in released
+    }
+    found["wrapper"] = hash_bytes((REPOSITORY / "regraft" / "registry" / "consumer_model.py").read_bytes())
+    found["libraries"] = {name: version(name) for name in CONSUMER_LIBRARIES}
+    return hash_json(found)
 
 
 def locked_hash(paths: Paths, output: Path) -> str:
@@ -164,9 +170,13 @@ class _Scan:
                 self.strings.add(node.value)
 
 
-@cache
 def _scan(path: Path) -> _Scan:
-    return _Scan(ast.parse(path.read_bytes(), filename=str(path)))
+    return _scan_source(path.read_bytes())
+
+
+@cache
+def _scan_source(source: bytes) -> _Scan:
+    return _Scan(ast.parse(source))
 
 
 def _neighbours(path: Path) -> Iterator[Path]:

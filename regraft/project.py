@@ -9,9 +9,7 @@ from regraft.backbones import catalogue
 from regraft.data import sources
 from regraft.errors import RegraftError
 from regraft.paths import REPOSITORY, Paths
-from regraft.settings import load_settings
-
-PROJECT_FILES = ("dvc.yaml", ".dvcignore")
+from regraft.settings import check_settings
 
 
 def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Paths:
@@ -27,11 +25,14 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
         RegraftError: If `directory` holds a project already, or source, name or kind are not valid. Nothing is written.
     """
     paths = Paths(directory.resolve())
-    if paths.params.exists() or paths.graph.exists():
-        raise RegraftError(f"{paths.root} holds a project already; choose another folder or edit its params.yaml.")
+    taken = [path.name for path in (paths.params, paths.graph, paths.root / ".dvc") if path.exists()]
+    if taken:
+        raise RegraftError(
+            f"{paths.root} holds a project already ({', '.join(taken)}); choose another folder or edit its params.yaml."
+        )
     if kind not in ("auto", "image", "text"):
         raise RegraftError(f"--kind must be image, text or auto, got {kind!r}.")
-    found = sources.parse(source, Path.cwd())
+    found = sources.parse(source, Path.cwd(), paths.root)
     kind = sources.guess_kind(found) if kind == "auto" else kind
 
     yaml = YAML()
@@ -44,26 +45,26 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
     settings["download"]["source"] = f"{found.scheme}:{found.path}" if found.scheme != "package" else source
     settings["preprocess"]["kind"] = kind
     settings["backbone"]["name"] = catalogue.names(kind)[0]
-    is_new = not paths.root.exists()
+    check_settings(settings, "the new project")
     paths.root.mkdir(parents=True, exist_ok=True)
+    for file_name, lines in (
+        (".gitignore", _made_by_runs(paths)),
+        (".dvcignore", (REPOSITORY / ".dvcignore").read_text("utf-8").splitlines()),
+    ):
+        _add_lines(paths.root / file_name, lines)
+    shutil.copyfile(REPOSITORY / "dvc.yaml", paths.graph)
     with paths.params.open("w", encoding="utf-8") as file:
         yaml.dump(settings, file)
-    try:
-        load_settings(paths.params)
-    except RegraftError:
-        paths.params.unlink()
-        if is_new:
-            paths.root.rmdir()
-        raise
-    for file_name in PROJECT_FILES:
-        shutil.copyfile(REPOSITORY / file_name, paths.root / file_name)
-    (paths.root / ".gitignore").write_text(
-        "".join(f"/{ignored}\n" for ignored in _made_by_runs(paths)), encoding="utf-8"
-    )
     return paths
+
+
+def _add_lines(file: Path, lines: list[str]) -> None:
+    """Append to `file` those of `lines` that it lacks."""
+    present = file.read_text("utf-8").splitlines() if file.exists() else []
+    file.write_text("".join(f"{line}\n" for line in dict.fromkeys([*present, *lines])), encoding="utf-8")
 
 
 def _made_by_runs(paths: Paths) -> list[str]:
     """Return what runs make and git should not hold."""
     folders = [paths.raw.parent, paths.features, paths.model.parent, paths.reports, paths.state, paths.scratch]
-    return [f"{folder.relative_to(paths.root)}/" for folder in folders] + ["mlartifacts/", "mlflow.db"]
+    return [f"/{folder.relative_to(paths.root)}/" for folder in folders] + ["/mlartifacts/", "/mlflow.db"]

@@ -11,8 +11,6 @@ from ruamel.yaml.error import YAMLError
 
 from regraft.errors import SettingsError
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
 
 def _as_float(value: Any) -> Any:
     """Let a whole number stand for a float (`1` for `1.0`); strict mode would refuse it, YAML users write it."""
@@ -127,15 +125,35 @@ def load_settings(path: Path) -> Settings:
             f"{path} does not exist. Run this in a project's folder, name one with --root DIR, "
             "or make one with `regraft init DIR --source ... --name ...`."
         ) from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {error}") from None
+    return check_settings(values, path.name)
+
+
+def check_settings(values: Any, where: str) -> Settings:
+    """Return `values`, as read from YAML, as settings.
+
+    Every section must be there, if only as `finetune: {}`, because the graph names it; a setting in it may be left out.
+
+    Args:
+        values: The content of params.yaml.
+        where: What to call it in the message.
+
+    Raises:
+        SettingsError: If anything in it is not allowed; the message lists all of it.
+    """
     if not isinstance(values, dict):
-        raise SettingsError(f"{path} must hold settings as `key: value` lines, got {type(values).__name__}.")
+        raise SettingsError(f"{where} must hold settings as `key: value` lines, got {type(values).__name__}.")
+    lines = [f"{name}: is required and missing" for name in Settings.model_fields if name not in values]
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
-        lines = _describe(error)
-    raise SettingsError(f"{path.name} has {len(lines)} invalid setting(s):\n  " + "\n  ".join(lines))
+        lines = [*lines, *(line for line in _describe(error) if line not in lines)]
+    if lines:
+        raise SettingsError(f"{where} has {len(lines)} invalid setting(s):\n  " + "\n  ".join(lines))
+    return settings
 
 
 def _describe(error: ValidationError) -> list[str]:

@@ -5,7 +5,6 @@ with an exit code that says whether trying again can help (see `regraft.errors`)
 """
 
 import ctypes
-import errno
 import faulthandler
 import fcntl
 import importlib
@@ -17,13 +16,12 @@ import signal
 import sys
 from pathlib import Path
 
-from regraft.errors import RegraftError, ResourceError
+from regraft.errors import DISK_ERRORS, RegraftError, ResourceError
 from regraft.fingerprint import stage_fingerprint
 from regraft.paths import Paths
 from regraft.settings import load_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 log = logging.getLogger("tasks")
 
@@ -40,13 +38,17 @@ def main(stage: str) -> int:
     try:
         paths = Paths(Path.cwd())
         settings = load_settings(paths.params)
-        scratch = paths.scratch / f"{stage}-{stage_fingerprint(paths, stage)[:16]}"
+        fingerprint = stage_fingerprint(paths, stage)
+        scratch = paths.scratch / f"{stage}-{fingerprint[:16]}"
         lock = _take_over(scratch, stage)
         os.environ["REGRAFT_SCRATCH"] = str(scratch)
         run = importlib.import_module(f"tasks.{stage}").run
         known = {"paths": paths, **{name: getattr(settings, name) for name in type(settings).model_fields}}
         run(**{name: known[name] for name in inspect.signature(run).parameters})
         os.close(lock)
+        if stage_fingerprint(paths, stage) != fingerprint:
+            # DVC reads settings and inputs anew when it records the result, and would record these as having made it.
+            raise ResourceError("params.yaml, the code or the source changed while the stage ran; it must run again.")
     except RegraftError as error:
         log.error("error: %s", error)
         return error.exit_code

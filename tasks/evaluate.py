@@ -1,6 +1,7 @@
 """Export the model, score the test split through the export, and report."""
 
 import csv
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import Mistake
 from regraft.evaluation.report import Facts, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
-from regraft.files import read_json, replace_directory, write_json
+from regraft.files import read_json, replace_directory, write_json, write_text
 from regraft.paths import Paths
 from regraft.progress import Progress
 from regraft.registry.serving import ServedModel, export_saved_model, largest_difference, load_served
@@ -31,7 +32,7 @@ SPEED_BUDGET_S = 2.0  # for each of two measurements
 MISTAKES_SHOWN = {"image": 12, "text": 6}
 
 
-def run(evaluate: EvaluateSettings, seed: int, paths: Paths) -> None:
+def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     """Write models/serving and, of the test split, reports/{metrics.json,speed.json,predictions.csv,plots,report.html}.
 
     All of it is the same for the same data and seed, but for speed.json and the speeds on the page.
@@ -79,6 +80,7 @@ def run(evaluate: EvaluateSettings, seed: int, paths: Paths) -> None:
     }
     write_json(paths.reports / "speed.json", speed)
     facts = Facts(
+        name=name,
         metrics=metrics,
         speed=speed,
         training=read_json(paths.reports / "training.json"),
@@ -92,9 +94,9 @@ def run(evaluate: EvaluateSettings, seed: int, paths: Paths) -> None:
     )
     plots = draw_plots(facts)
     with replace_directory(paths.reports / "plots") as directory:
-        for name, png in plots.items():
-            (directory / f"{name}.png").write_bytes(png)
-    (paths.reports / "report.html").write_text(render_report(facts, plots), "utf-8")
+        for plot, png in plots.items():
+            (directory / f"{plot}.png").write_bytes(png)
+    write_text(paths.reports / "report.html", render_report(facts, plots))
 
 
 def predict(served: ServedModel, split: Split) -> np.ndarray:
@@ -117,14 +119,13 @@ def predict(served: ServedModel, split: Split) -> np.ndarray:
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:
     """Write one line an example: id, name, label, predicted class, its probability and that of the label."""
     predicted = probabilities.argmax(axis=1)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "name", "label", "predicted", "probability", "probability_of_label"])
-        for row, (label, guess) in enumerate(zip(split.labels, predicted, strict=True)):
-            shares = (f"{probabilities[row, column]:.6f}" for column in (guess, label))
-            writer.writerow(
-                [split.ids[row], split.names[row], split.class_names[label], split.class_names[guess], *shares]
-            )
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    writer.writerow(["id", "name", "label", "predicted", "probability", "probability_of_label"])
+    for row, (label, guess) in enumerate(zip(split.labels, predicted, strict=True)):
+        shares = (f"{probabilities[row, column]:.6f}" for column in (guess, label))
+        writer.writerow([split.ids[row], split.names[row], split.class_names[label], split.class_names[guess], *shares])
+    write_text(path, lines.getvalue())
 
 
 def surest_mistakes(split: Split, probabilities: np.ndarray, *, limit: int) -> list[Mistake]:

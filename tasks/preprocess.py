@@ -84,9 +84,9 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
         },
     }
     if collection.kind == "image":
-        report["median_short_side_px"] = (
-            statistics.median(collection.short_sides_px) if collection.short_sides_px else None
-        )
+        # Of the training images: the size at which images are looked at may not depend on test images.
+        sides = [collection.short_sides_px[example.id] for example in splits.get("train", ())]
+        report["median_short_side_px"] = statistics.median(sides) if sides else None
         report["reencoded_as_png"] = collection.reencoded
         report["exif_orientation_not_applied"] = collection.rotated
     else:

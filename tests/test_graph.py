@@ -51,7 +51,7 @@ def test_code_counts_for_the_stages_that_import_it_and_for_no_other():
     assert not any(path.startswith("regraft/tuning/") for path in code["preprocess"] | code["download"] | code["embed"])
     assert "regraft/backbones/catalogue.yaml" in code["backbone"]  # data that the code names counts as code
     assert "tensorflow" in code["finetune"]
-    assert "scikit-learn" in code["finetune"]
+    assert "scikit-learn" in code["evaluate"]
     for names in code.values():
         assert not any(name.startswith(("/", "flows/", "tests/")) for name in names)
         assert "regraft/settings.py" not in names
@@ -72,12 +72,12 @@ def test_a_changed_default_of_a_section_is_code_of_the_stages_that_use_it(monkey
     }
 
 
-def test_timings_do_not_change_a_release_fingerprint_and_weights_do(tmp_path):
+def test_a_release_fingerprint_is_of_what_a_consumer_gets_and_not_of_timings(tmp_path):
     paths = Paths(tmp_path)
     (tmp_path / "dvc.yaml").write_text((REPOSITORY / "dvc.yaml").read_text("utf-8"), encoding="utf-8")
 
-    def fingerprint_of(weights, speed):
-        outs = [{"path": "models/model", "md5": weights}, {"path": "reports/speed.json", "md5": speed}]
+    def fingerprint_of(model, speed):
+        outs = [{"path": "models/serving", "md5": model}, {"path": "reports/speed.json", "md5": speed}]
         with paths.lock.open("w") as file:
             YAML().dump({"stages": {"evaluate": {"outs": outs}}}, file)
         return fingerprint.release_fingerprint(paths)

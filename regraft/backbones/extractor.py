@@ -35,12 +35,14 @@ class Extractor:
             padded to the longest text of the batch.
         image_size_px: Side of the square image the model takes; None for text.
         max_tokens: Longest prepared text, start and end tokens included; None for images.
+        preset: The folder the backbone was loaded from.
     """
 
     kind: Literal["image", "text"]
     card: Card
     model: keras.Model
     prepare: Callable[[tf.Tensor], Any]
+    preset: Path
     image_size_px: int | None = None
     max_tokens: int | None = None
 
@@ -85,10 +87,12 @@ def build_extractor(backbones: Path, *, image_size_px: int | None = None, max_to
         )
     if card.kind == "image":
         side = image_size_px or card.input_size_px or DEFAULT_SIZE_PX
-        return Extractor("image", card, image_model(backbone, card, side), image_preparation(side), image_size_px=side)
+        model = image_model(backbone, card, side)
+        return Extractor("image", card, model, image_preparation(side), folder, image_size_px=side)
     longest = min(max_tokens or MOST_TOKENS, card.input_tokens or MOST_TOKENS)
     tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(folder))
-    return Extractor("text", card, text_model(backbone), text_preparation(tokenizer, longest), max_tokens=longest)
+    prepare = text_preparation(tokenizer, longest)
+    return Extractor("text", card, text_model(backbone), prepare, folder, max_tokens=longest)
 
 
 def load_backbone(folder: Path) -> keras_hub.models.Backbone:

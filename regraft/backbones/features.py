@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from regraft.backbones import extractor as extractor_module
+from regraft.backbones.card import CARD, sha256
 from regraft.backbones.extractor import MOST_TOKENS, Extractor
+from regraft.data import images
 from regraft.files import write_json
 
 log = logging.getLogger(__name__)
@@ -55,9 +59,10 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
     """Return all that a feature depends on apart from the example itself; equal descriptions share a cache.
 
     The batch size is part of it, because another batch shape may round the last bits otherwise; so are the versions of
-    the libraries that compute.
+    the libraries that compute, the code that prepares examples, and every file in the backbone's folder but weights:
+    their bytes vary where their numbers, which `weights_sha256` is of, do not.
     """
-    card = extractor.card
+    card, preset = extractor.card, extractor.preset
     return {
         "weights_sha256": card.weights_sha256,
         "kind": extractor.kind,
@@ -70,7 +75,14 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
         "batch_size": batch_size,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "preparation": 1,  # raise when Extractor.prepare or this module computes something else
+        "keras_hub": version("keras-hub"),
+        "tensorflow_text": version("tensorflow-text"),
+        "preset": {
+            path.relative_to(preset).as_posix(): sha256(path)
+            for path in sorted(preset.rglob("*"))
+            if path.is_file() and path.name != CARD and not path.name.endswith(".weights.h5")
+        },
+        "code": [sha256(Path(file)) for file in (extractor_module.__file__, images.__file__, __file__)],
     }
 
 
@@ -178,9 +190,9 @@ def _image_features(
         lambda: _contents(unknown), output_signature=tf.TensorSpec((), tf.string)
     ).map(extractor.prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     ids = iter(unknown)
-    for images in pixels.batch(batch_size).prefetch(2):
-        rows = images.shape[0]
-        filled = tf.pad(images, [[0, batch_size - rows], [0, 0], [0, 0], [0, 0]])
+    for batch in pixels.batch(batch_size).prefetch(2):
+        rows = batch.shape[0]
+        filled = tf.pad(batch, [[0, batch_size - rows], [0, 0], [0, 0], [0, 0]])
         yield [next(ids) for _ in range(rows)], forward(filled).numpy()[:rows]
 
 

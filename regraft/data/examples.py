@@ -51,7 +51,7 @@ class Collection:
         splits: Examples by split as the source has them; a source without splits has "train" alone.
         rejects: What was set aside, in order of name.
         ignored_files: Files of other kinds, such as a README.
-        short_sides_px: Smaller of width and height of each image kept.
+        short_sides_px: Smaller of width and height of each image kept, by id.
         reencoded: Images stored as PNG because TensorFlow does not read the format they came in.
         rotated: Images whose EXIF orientation is not applied.
         columns: Table column taken for "text" and for "target"; empty for images.
@@ -61,7 +61,7 @@ class Collection:
     splits: dict[str, list[Example]]
     rejects: list[Reject]
     ignored_files: int = 0
-    short_sides_px: list[int] = field(default_factory=list)
+    short_sides_px: dict[str, int] = field(default_factory=dict)
     reencoded: int = 0
     rotated: int = 0
     columns: dict[str, str] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
 
     progress = Progress(log, "checking images", len(work), "images")
     splits: dict[str, list[Example]] = {}
-    short_sides_px, reencoded, rotated = [], 0, 0
+    short_sides_px, reencoded, rotated = {}, 0, 0
     # Both decoders release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(lambda item: _read_image(raw, scratch, *item), work):
@@ -130,7 +130,7 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
                 rejects.append(result)
                 continue
             splits.setdefault(result.split, []).append(result.example)
-            short_sides_px.append(min(result.inspection.width_px, result.inspection.height_px))
+            short_sides_px[result.example.id] = min(result.inspection.width_px, result.inspection.height_px)
             reencoded += result.was_reencoded
             rotated += result.inspection.is_rotated
     return Collection(

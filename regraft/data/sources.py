@@ -30,6 +30,8 @@ SPLIT_NAMES = {
 }  # fmt: skip
 _LITTER = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"))
 _UNSETTLED_NS = 2_000_000_000
+# Folders of a project that its stages write to.
+OWN_FOLDERS = ("data", "features", "models", "reports", "mlartifacts", ".regraft", ".scratch", ".dvc")
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,13 @@ class Source:
         return self.path / name if self.path.is_dir() else self.path
 
 
-def parse(source: str, root: Path) -> Source:
+def parse(source: str, root: Path, project: Path | None = None) -> Source:
     """Turn the setting `download.source` into a source that exists.
 
     Args:
         source: `package:mnist5k`, `folder:DIR` or `csv:FILE_OR_DIR`; relative paths start at `root`, `~` is home.
-        root: The project's folder.
+        root: The project's folder, or whatever else relative paths start at.
+        project: The project's folder, if that is not `root`; a source may not overlap with what its stages make.
 
     Raises:
         DataError: If the scheme or the package is unknown, nothing is there, or the scheme wants something else.
@@ -135,7 +138,7 @@ def parse(source: str, root: Path) -> Source:
     path = (root / Path(rest).expanduser()).resolve()
     if not path.exists():
         raise DataError(f"source {source!r}: {path} does not exist. {_what_is_there(path)}")
-    _refuse_own_folders(source, path, root.resolve())
+    _refuse_own_folders(source, path, (project or root).resolve())
     if scheme == "csv":
         return _parse_csv(source, path)
     if not path.is_dir():
@@ -332,14 +335,17 @@ def _what_is_there(path: Path) -> str:
 
 
 def _refuse_own_folders(source: str, path: Path, root: Path) -> None:
-    raw = root / "data" / "raw"
     if path == root or path in root.parents:
         raise DataError(
             f"source {source!r} contains the project {root} itself, whose outputs would become its data. "
             "Move the data into a folder of its own, or make the project elsewhere."
         )
-    if path == raw or raw in path.parents:
-        raise DataError(f"source {source!r} lies in {raw}, which the first stage replaces. Move the data elsewhere.")
+    for folder in (root / name for name in OWN_FOLDERS):
+        if path == folder or folder in path.parents:
+            raise DataError(
+                f"source {source!r} lies in {folder}, where the project keeps what its stages make. "
+                "Move the data to a folder of another name, or make the project elsewhere."
+            )
 
 
 def _is_utf8(name: str) -> bool:

@@ -52,7 +52,9 @@ def assign(examples: Sequence[Example], fractions: Mapping[str, float], wanted: 
         ordered = sorted(identities, key=lambda identity: (place(identity), identity))
         for identity in ordered:
             chosen[identity] = _band(place(identity), fractions, wanted)
-        if len(ordered) > len(wanted):
+        if len(ordered) <= len(wanted):  # too few for every split; a class must at least be learnt
+            chosen[ordered[-1]] = "train"
+        else:
             _fill_empty(ordered, chosen, fractions, wanted)
     return chosen
 

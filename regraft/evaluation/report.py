@@ -38,6 +38,7 @@ class Facts:
     """What a report is made of: the contents of files that the stages write.
 
     Attributes:
+        name: The model's name in the registry.
         metrics: reports/metrics.json.
         speed: reports/speed.json.
         training: reports/training.json.
@@ -50,6 +51,7 @@ class Facts:
         evaluate: How the intervals were computed.
     """
 
+    name: str
     metrics: Mapping[str, Any]
     speed: Mapping[str, Any]
     training: Mapping[str, Any]
@@ -142,10 +144,7 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
 
 
 def _title(facts: Facts) -> str:
-    """Return what was learned from what, without the folders above the source."""
-    scheme, _, place = facts.download["source"].partition(":")
-    name, classes = place.rstrip("/").rsplit("/", 1)[-1], len(facts.metrics["labels"])
-    return f"{name} ({scheme}): {classes} classes of {facts.data['kind']}s"
+    return f"{facts.name}: {len(facts.metrics['labels'])} classes of {facts.data['kind']}s"
 
 
 def _comparison(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -242,7 +241,7 @@ def _data_facts(facts: Facts) -> list[tuple[str, str]]:
     data, duplicates = facts.data, facts.data["duplicates"]
     made = data["splits_made"]
     rows = [
-        ("source", facts.download["source"]),
+        ("source", f"{facts.download['source']}, {_things(facts.download['files'], 'file')}"),
         ("licence", facts.download["licence"] or "not stated"),
         ("splits", f"{' and '.join(made)} made here, by hash" if made else "as the source has them"),
         ("set aside", _things(len(data["rejects"]), "unusable example")),

@@ -1,6 +1,7 @@
 """Predicting with a registered model from the command line: the same model, the same way in as for any consumer."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,19 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
     name, number = resolve(paths, settings, reference)
     client = tracking.connect(paths, settings)
     uri = tracking.tracking_uri(paths, settings)
-    with tracking.plain_errors(uri, f"loading {name} version {number}"):
+    with (
+        tracking.plain_errors(uri, f"loading {name} version {number}"),
+        tempfile.TemporaryDirectory(prefix="regraft-") as downloads,
+    ):
         import mlflow.artifacts
         import mlflow.pyfunc
         import pandas as pd
 
         source = client.get_model_version_download_uri(name, str(number))
         try:
-            folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri)
+            folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=source, tracking_uri=uri, dst_path=None if Path(source).is_dir() else downloads
+            )
         except OSError as error:
             raise RegistryError(
                 f"the files of {name} version {number} are not at {source} any more ({error}). Restore that folder, or "

@@ -140,12 +140,6 @@ def load_served(directory: Path) -> ServedModel:
     return ServedModel(facts["kind"], tuple(facts["labels"]), loaded)
 
 
-def read_input_example(directory: Path) -> bytes | str:
-    """Return the raw input that `export_saved_model` kept in `directory`: bytes of an image, or a text."""
-    image, text = directory / INPUT_EXAMPLES["image"], directory / INPUT_EXAMPLES["text"]
-    return image.read_bytes() if image.exists() else text.read_bytes().decode()
-
-
 def largest_difference(classifier: "Classifier", served: ServedModel, inputs: Sequence[bytes | str]) -> float:
     """Return the largest difference between a probability of the Keras model and of its export, over all `inputs`."""
     raw = tf.constant(list(inputs), tf.string)

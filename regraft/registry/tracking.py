@@ -3,7 +3,6 @@
 Importing this module costs nothing: MLflow itself (2 s) is imported by the first call that needs it.
 """
 
-import errno
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from regraft.errors import RegistryError, ResourceError
+from regraft.errors import DISK_ERRORS, RegistryError, ResourceError
 from regraft.paths import Paths
 from regraft.settings import Settings
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REACH_TIMEOUT_S = 3.0
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 ARTIFACTS = "mlartifacts"
 # MLflow's error codes for what another attempt may get past; it calls every failed connection an internal error.
 PASSING_ERRORS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
@@ -219,7 +217,11 @@ def follow_move(database: Path, artifacts: Path) -> None:
             "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE ?", (f"%/{ARTIFACTS}",)
         ).fetchall()
         for (old,) in locations:
-            if old == str(artifacts):
+            runs = connection.execute(
+                "SELECT artifact_uri FROM runs WHERE substr(artifact_uri, 1, ?) = ?", (len(old) + 1, old + "/")
+            ).fetchall()
+            # Another project's runs may be in this database too; only files that are here have moved here.
+            if old == str(artifacts) or not any((artifacts / run[len(old) + 1 :]).exists() for (run,) in runs):
                 continue
             log.info("the project was moved: MLflow's files are now looked for in %s instead of %s", artifacts, old)
             for table, column in columns.items():

@@ -51,7 +51,7 @@ def test_formats_that_tensorflow_reads_stay_as_they_came(tmp_path, image_format)
     (example,) = collection.splits["train"]
     assert example.content.read_bytes() == content
     assert example.id == hashlib.sha256(content).hexdigest()
-    assert (example.label, collection.short_sides_px, collection.reencoded) == ("cat", [20], 0)
+    assert (example.label, collection.short_sides_px, collection.reencoded) == ("cat", {example.id: 20}, 0)
 
 
 @pytest.mark.parametrize("suffix", ["tiff", "ppm"])

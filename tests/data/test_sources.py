@@ -140,7 +140,7 @@ def test_names_that_are_not_utf8_are_listed(tmp_path):
         ("folder:table.csv", "write `csv:table.csv`"),
         ("folder:..", "contains the project"),
         ("folder:.", "contains the project"),
-        ("folder:data/raw/cats", "which the first stage replaces"),
+        ("folder:data/raw/cats", "keeps what its stages make"),
         ("package:mnist", "did you mean `package:mnist5k`"),
         ("csv:pictures", "has no train.csv"),
         ("csv:tables", "write `csv:.*other.csv`"),

@@ -12,7 +12,7 @@ from regraft.data.records import Example, open_split, write_prepared
 from regraft.errors import TrainingError
 from regraft.files import read_json, write_json
 from regraft.paths import Paths
-from regraft.registry.serving import load_served, read_input_example
+from regraft.registry.serving import load_served
 from regraft.settings import EvaluateSettings
 from regraft.tuning.classifier import save_classifier
 from tasks import evaluate
@@ -91,7 +91,7 @@ def _little_time_for_measuring_speed():
 @pytest.fixture(scope="module", params=["image", "text"])
 def evaluated(request, tmp_path_factory):
     paths = make_project(tmp_path_factory.mktemp(request.param), request.param)
-    evaluate.run(SETTINGS, 7, paths)
+    evaluate.run(SETTINGS, "fruit", 7, paths)
     return paths
 
 
@@ -136,13 +136,14 @@ def test_the_majority_class_is_that_of_the_training_split(evaluated):
 
 
 def test_the_example_beside_the_model_is_the_first_of_the_test_split(evaluated):
-    assert read_input_example(evaluated.serving) == open_split(evaluated.prepared, "test").inputs([0])[0]
+    example = (evaluated.serving / "input_example.bin").read_bytes()
+    assert example == open_split(evaluated.prepared, "test").inputs([0])[0]
 
 
 def test_a_second_run_writes_the_same_bytes_but_for_speeds(evaluated):
     varies = {evaluated.reports / "speed.json", evaluated.reports / "report.html"}
     first = files_below(evaluated.reports)
-    evaluate.run(SETTINGS, 7, evaluated)
+    evaluate.run(SETTINGS, "fruit", 7, evaluated)
     second = files_below(evaluated.reports)
     assert {file for file in first if first[file] != second[file]} <= varies
     assert set(first) == set(second)
@@ -152,6 +153,6 @@ def test_a_model_that_does_not_survive_its_export_is_not_kept(tmp_path, monkeypa
     paths = make_project(tmp_path, "image")
     monkeypatch.setattr(evaluate, "PARITY_TOLERANCE", -1.0)
     with pytest.raises(TrainingError, match="differs from the trained one"):
-        evaluate.run(SETTINGS, 7, paths)
+        evaluate.run(SETTINGS, "fruit", 7, paths)
     assert not paths.serving.exists()
     assert not (paths.reports / "metrics.json").exists()

@@ -9,7 +9,7 @@ import pytest
 
 from regraft.errors import DataError, RegistryError
 from regraft.paths import REPOSITORY
-from regraft.registry.serving import export_saved_model, largest_difference, load_served, read_input_example
+from regraft.registry.serving import export_saved_model, largest_difference, load_served
 from tests.evaluation.small_models import picture, random_classifier
 
 TEXTS = ["good day", "very very bad days", "", "a", "übel \U0001f600", "good " * 40]
@@ -110,7 +110,7 @@ def test_a_consumer_needs_neither_this_project_nor_keras_hub(kind, image_export,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    expected = load_served(directory).probabilities([read_input_example(directory)])[0, 1]
+    expected = load_served(directory).probabilities([(directory / "input_example.bin").read_bytes()])[0, 1]
     assert float(done.stdout) == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -124,8 +124,8 @@ def test_an_unreadable_image_is_named_by_its_position(image_export):
 def test_labels_and_the_example_lie_beside_the_model(image_export, text_export):
     assert json.loads((image_export[1] / "labels.json").read_text()) == {"kind": "image", "labels": ["dark", "light"]}
     assert json.loads((text_export[1] / "labels.json").read_text()) == {"kind": "text", "labels": ["down", "up"]}
-    assert read_input_example(image_export[1]) == picture(40)
-    assert read_input_example(text_export[1]) == "good day"
+    assert (image_export[1] / "input_example.bin").read_bytes() == picture(40)
+    assert (text_export[1] / "input_example.txt").read_text("utf-8") == "good day"
 
 
 def test_two_processes_export_the_same_models_to_the_same_bytes(tmp_path):

@@ -39,6 +39,7 @@ def facts_of(labels, predicted, probe, class_names, *, kind="image", shipped="lp
         "augmentation": {"used": True, "flip": False},
     }
     return Facts(
+        name="fruit",
         metrics={
             "shipped": shipped,
             "labels": list(class_names),
@@ -69,7 +70,7 @@ def facts_of(labels, predicted, probe, class_names, *, kind="image", shipped="lp
             "median_short_side_px": 20,
             "text_length_characters": {"p50": 20, "p90": 30, "p99": 40, "max": 50},
         },
-        download={"source": "folder:~/somewhere/fruit/", "licence": None},
+        download={"source": "folder", "files": 60, "licence": None},
         backbone=Card(
             name="tiny_image",
             kind="image",

@@ -1,7 +1,10 @@
 """Planning and running on a graph of quick shell commands: what is stale, why, and what a failure says."""
 
+import errno
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -9,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flows import pipeline
-from regraft.errors import RegraftError
-from regraft.paths import REPOSITORY, Paths
+from regraft.errors import RegraftError, ResourceError
+from regraft.locking import is_running, project_lock
+from regraft.paths import REPOSITORY
 from regraft.project import create
 
 GRAPH = """
@@ -45,7 +49,11 @@ def project(tmp_path):
     return paths
 
 
-def write_graph(paths, *, download="ls $SOURCE > raw.txt", preprocess="head -c 3 raw.txt > prepared.txt"):
+DOWNLOAD = "ls $SOURCE > raw.txt; echo download >> ran.txt"
+PREPROCESS = "head -c 3 raw.txt > prepared.txt; echo preprocess >> ran.txt"
+
+
+def write_graph(paths, *, download=DOWNLOAD, preprocess=PREPROCESS):
     source = paths.root.parent / "source"
     paths.graph.write_text(GRAPH.format(download=download.replace("$SOURCE", str(source)), preprocess=preprocess))
 
@@ -54,14 +62,21 @@ def plan(paths):
     return {stage.name: stage for stage in pipeline.plan(paths.root)}
 
 
+def commands_run(paths):
+    """Return the stages whose commands ran, oldest first, and forget them."""
+    ran = paths.root / "ran.txt"
+    names = ran.read_text().split() if ran.exists() else []
+    ran.unlink(missing_ok=True)
+    return names
+
+
 def run_all(paths):
-    """Run what is stale as the flow does and return the stages that really ran."""
-    ran = []
+    """Run what is stale as the flow does and return the stages whose commands ran."""
+    commands_run(paths)
     for stage in pipeline.plan(paths.root):
         if stage.stale and pipeline.is_stale(paths.root, stage.name):
-            assert isinstance(pipeline.run_stage(paths.root, stage.name), bool)
-            ran.append(stage.name)
-    return ran
+            pipeline.run_stage(paths.root, stage.name)
+    return commands_run(paths)
 
 
 def edit_settings(paths, before, after):
@@ -132,8 +147,8 @@ def test_a_deleted_output_comes_back_from_the_cache_without_running(project):
     before = prepared.read_text()
     prepared.unlink()
     assert plan(project)["preprocess"].why == ("its output prepared.txt is deleted",)
-    write_graph(project)  # unchanged
     assert pipeline.run_stage(project.root, "preprocess") is False
+    assert commands_run(project) == []
     assert prepared.read_text() == before
 
 
@@ -142,7 +157,7 @@ def test_settings_seen_before_are_restored_from_the_cache(project):
     edit_settings(project, "test_fraction: 0.2 ", "test_fraction: 0.3 ")
     run_all(project)
     edit_settings(project, "test_fraction: 0.3 ", "test_fraction: 0.2 ")
-    assert pipeline.run_stage(project.root, "preprocess") is False
+    assert run_all(project) == []
     assert not plan(project)["preprocess"].stale
 
 
@@ -206,14 +221,20 @@ def test_forcing_an_unknown_stage_lists_the_known_ones(project):
 
 
 def test_a_folder_without_a_project_is_a_clear_error(tmp_path):
-    (tmp_path / "params.yaml").write_text("name: a\n")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     with pytest.raises(RegraftError, match="is not a project"):
         pipeline.plan(tmp_path)
 
 
-def test_a_project_inside_a_git_repository_is_its_own_and_leaves_the_outer_one_alone(project):
-    assert not (project.root / ".git").exists()
+def test_a_project_needs_no_git_and_may_lie_in_a_git_repository(project, tmp_path):
     assert "no_scm" in (project.root / ".dvc" / "config").read_text()
+    outer = tmp_path / "outer"
+    subprocess.run(["git", "init", "-q", outer], check=True)
+    inner = create(outer / "inner", source=f"folder:{tmp_path / 'source'}", name="pets", kind="image")
+    write_graph(inner)
+    pipeline.start_project(inner.root)
+    assert run_all(inner) == ["download", "preprocess"]
+    assert not (outer / ".dvc").exists()
 
 
 def test_dvc_lock_holds_no_path_of_this_machine(project):
@@ -224,6 +245,39 @@ def test_dvc_lock_holds_no_path_of_this_machine(project):
     assert str(REPOSITORY) not in lock
 
 
-def test_outputs_are_linked_not_copied_where_the_disk_can(project):
-    assert pipeline.cache_link_type(project.root) in ("reflink", "hardlink", "symlink", "copy")
-    assert Paths(project.root).lock == project.lock
+def test_the_link_type_told_is_the_one_used(project):
+    run_all(project)
+    links = (project.root / "prepared.txt").stat().st_nlink
+    assert (pipeline.cache_link_type(project.root) == "hardlink") == (links > 1)
+
+
+def test_a_full_disk_after_the_command_is_an_error_worth_a_retry(project, monkeypatch):
+    plan(project)
+
+    def no_room(*_args, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dvc.stage.Stage.save", no_room)
+    with pytest.raises(ResourceError, match=r"could not be stored.*No space left on device.*make room"):
+        pipeline.run_stage(project.root, "download")
+
+
+def test_a_full_disk_in_the_stage_is_an_error_worth_a_retry(project):
+    script = project.root / "fail.sh"
+    script.write_text('echo "tensorflow: No space left on device" >> "$REGRAFT_LOG"; exit 1\n')
+    write_graph(project, download="exec sh fail.sh")
+    plan(project)
+    with pytest.raises(pipeline.StageFailed, match="ran out of disk space") as caught:
+        pipeline.run_stage(project.root, "download")
+    assert caught.value.is_transient
+
+
+def test_a_plan_made_while_a_run_is_at_work_leaves_its_inputs_alone(project):
+    plan(project)
+    before = project.inputs.read_text()
+    (project.root.parent / "source" / "cat" / "2.png").write_bytes(b"one more")
+    with project_lock(project):
+        assert is_running(project)
+        pipeline.plan(project.root, refresh=False)
+    assert project.inputs.read_text() == before
+    assert not is_running(project)

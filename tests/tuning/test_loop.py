@@ -11,7 +11,8 @@ from regraft.tuning.loop import Checkpoint, Plan, Trainer, train
 from regraft.tuning.scores import Score, score
 
 LABELS = np.arange(64) % 2
-IMAGES = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32") + LABELS[:, None, None, None] * 0.5
+NOISE = np.random.default_rng(0).normal(size=(64, 8, 8, 3))
+IMAGES = (NOISE + LABELS[:, None, None, None] * 0.5).astype("float32")
 
 
 def small_network(*, dropout=0.0):
