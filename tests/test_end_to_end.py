@@ -222,7 +222,7 @@ def test_texts_go_the_same_way(tmp_path):
 
 @pytest.mark.parametrize(
     ("what", "says"),
-    [("one class", "class"), ("a class of one", "lonely"), ("too many unreadable", "unreadable"), ("empty", "no ")],
+    [("one class", "class"), ("a class of one", "lonely"), ("too many unreadable", "not an image"), ("empty", "no ")],
 )
 def test_data_that_cannot_be_trained_on_ends_in_one_clear_error_and_no_version(tmp_path, finished, what, says):
     images = tmp_path / "images"

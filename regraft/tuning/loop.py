@@ -36,7 +36,7 @@ class Plan:
         steps_per_epoch: Optimizer steps in a pass.
         peak_rate: Highest learning rate of the schedule.
         warmup_steps: Steps of linear rise before it.
-        patience_epochs: Stop after so many epochs in a row without a lower refined validation log loss.
+        patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
     """
 
     epochs: int
@@ -64,10 +64,19 @@ class Epoch:
 
 @dataclass
 class History:
-    """The epochs of a run, which of them was best on validation, and how long they took here (not reproducible)."""
+    """The epochs of a run, which of them was chosen, and how long they took here (not reproducible).
+
+    Attributes:
+        epochs: One row an epoch.
+        best_epoch: The epoch whose weights are kept; 0 before the first.
+        lowest_epoch: The epoch with the lowest refined log loss, which need not be the chosen one: see `train`.
+        seconds: Time spent in training and validation.
+        examples: Examples trained on, each counted as often as it was seen.
+    """
 
     epochs: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
+    lowest_epoch: int = 0
     seconds: float = 0.0
     examples: int = 0
 
@@ -187,6 +196,11 @@ def train(
 ) -> History:
     """Train by `plan`, leaving the model with the average weights of its best epoch on validation.
 
+    The best epoch is the latest whose refined log loss is not clearly higher than the lowest
+    (`Score.is_clearly_worse_than`). With few validation examples the lowest of several noisy numbers is mostly luck,
+    while weights at the end of the schedule, where the rate has come down to zero, are better than those of its
+    middle as a rule.
+
     Args:
         trainer: The model at its start.
         plan: Length, rates and patience.
@@ -201,16 +215,16 @@ def train(
     """
     still = _batch_normalisation_statistics(trainer.model)
     trainer.start_averages()
-    history, best = History(), trainer.averages()
+    history, best, lowest = History(), trainer.averages(), None
     saved = checkpoint.load() if checkpoint else None
     if saved:
-        history, best = saved.history, saved.best
+        history, best, lowest = saved.history, saved.best, saved.lowest
         trainer.restore(saved.state)
         log.info("continuing after epoch %d of %d from a checkpoint", len(history.epochs), plan.epochs)
         on_batch(history.examples, history.epochs[-1].train_loss)
     for epoch in range(len(history.epochs) + 1, plan.epochs + 1):
         if epoch > history.best_epoch + plan.patience_epochs:
-            log.info("stopping: validation log loss has not fallen for %d epochs", plan.patience_epochs)
+            log.info("stopping: validation has been clearly worse than its best for %d epochs", plan.patience_epochs)
             break
         started = time.monotonic()
         losses, examples, rate = [], 0, 0.0
@@ -242,10 +256,12 @@ def train(
         )
         history.seconds += time.monotonic() - started
         history.examples += examples
-        if history.best_epoch == 0 or now.refined_log_loss < history.best().validation_refined_log_loss:
+        if lowest is None or now.refined_log_loss < lowest.refined_log_loss:
+            history.lowest_epoch, lowest = epoch, now
+        if not now.is_clearly_worse_than(lowest):
             history.best_epoch, best = epoch, trainer.averages()
         if checkpoint:
-            checkpoint.save(Saved(history, trainer.state(), best))
+            checkpoint.save(Saved(history, trainer.state(), best, lowest))
         log.info(
             "epoch %d of %d: training loss %.4f, validation log loss %.4f, validation accuracy %.4f",
             epoch, plan.epochs, history.epochs[-1].train_loss, now.log_loss, now.accuracy,
@@ -290,11 +306,19 @@ def _batch_normalisation_statistics(model: keras.Model) -> dict[str, NDArray[Any
 
 @dataclass(frozen=True)
 class Saved:
-    """All that training needs to go on as if it had never stopped; `best` are the average weights of the best epoch."""
+    """All that training needs to go on as if it had never stopped.
+
+    Attributes:
+        history: The epochs so far.
+        state: All variables, see `Trainer.state`.
+        best: The average weights of the best epoch so far.
+        lowest: The score with the lowest refined log loss so far.
+    """
 
     history: History
     state: State
     best: State
+    lowest: Score
 
 
 @dataclass(frozen=True)
@@ -315,7 +339,9 @@ class Checkpoint:
         temporary = self.file.with_name(self.file.name + ".part")
         arrays: dict[str, Any] = {f"state_{number:05d}": value for number, value in enumerate(saved.state)}
         arrays |= {f"best_{number:05d}": value for number, value in enumerate(saved.best)}
-        arrays["about"] = np.array(json.dumps({"run": self.run, "history": asdict(saved.history)}))
+        lowest = asdict(saved.lowest)
+        arrays["lowest"] = lowest.pop("refined_log_losses")
+        arrays["about"] = np.array(json.dumps({"run": self.run, "history": asdict(saved.history), "lowest": lowest}))
         with temporary.open("wb") as stream:
             np.savez(stream, **arrays)
             stream.flush()
@@ -333,8 +359,7 @@ class Checkpoint:
                 return None
             state = [stored[name] for name in sorted(stored.files) if name.startswith("state_")]
             best = [stored[name] for name in sorted(stored.files) if name.startswith("best_")]
+            lowest = Score(**about["lowest"], refined_log_losses=stored["lowest"])
         kept = about["history"]
-        history = History(
-            [Epoch(**epoch) for epoch in kept["epochs"]], kept["best_epoch"], kept["seconds"], kept["examples"]
-        )
-        return Saved(history, state, best)
+        history = History(**{**kept, "epochs": [Epoch(**epoch) for epoch in kept["epochs"]]})
+        return Saved(history, state, best, lowest)

@@ -11,19 +11,27 @@ TEMPERATURES = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class Score:
-    """What logits are worth on `examples` held-out examples.
+    """What logits are worth on held-out examples.
 
     Attributes:
         log_loss: Nats an example.
         refined_log_loss: The same at the best temperature, see `refined_log_losses`; what decides between models.
         accuracy: In [0, 1].
-        examples: How many there were.
+        refined_log_losses: Of each example, float64, shape (N,), so that two scores of the same examples can be paired.
     """
 
     log_loss: float
     refined_log_loss: float
     accuracy: float
-    examples: int
+    refined_log_losses: NDArray[np.float64]
+
+    def is_clearly_worse_than(self, other: "Score") -> bool:
+        """Return whether the refined log loss is higher than `other`'s by more than chance explains.
+
+        That is, by more than one standard error of the mean difference over the same examples.
+        """
+        differences = self.refined_log_losses - other.refined_log_losses
+        return bool(differences.mean() > differences.std() / math.sqrt(len(differences)))
 
 
 def score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Score:
@@ -34,9 +42,10 @@ def score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Score:
     """
     if len(labels) == 0:
         raise ValueError("cannot score: there are no examples (is the split empty?)")
-    loss = float(log_losses(logits, labels).mean())
-    refined = float(refined_log_losses(logits, labels).mean()) if math.isfinite(loss) else loss
-    return Score(loss, refined, float((logits.argmax(axis=1) == labels).mean()), len(labels))
+    losses = log_losses(logits, labels)
+    refined = refined_log_losses(logits, labels) if np.isfinite(losses).all() else losses
+    accuracy = float((logits.argmax(axis=1) == labels).mean())
+    return Score(float(losses.mean()), float(refined.mean()), accuracy, refined)
 
 
 def log_losses(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:

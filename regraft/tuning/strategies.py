@@ -36,6 +36,12 @@ FIRST_RATE = 1.0e-4
 PILOT_FRACTION = 0.25
 PILOT_STEPS_MOST = 100
 WARMUP_FRACTION = 0.1
+# Fine-tuning starts from a head solved with so many times the probe's penalty. The probe fits small training sets
+# perfectly, and then the few examples it is unsure of make all the gradients, which AdamW blows up to full steps in
+# any direction; a head that still errs on many gives gradients worth following. Refined log loss after five epochs at
+# 3e-4, from the probe's own penalty and from ten times that: trash 0.471 and 0.440 (600 photos), groceries at 128 px
+# 0.327 and 0.255 (101 photos).
+START_PENALTY_FACTOR = 10.0
 # Below this many validation examples a quarter of the training data is held out of the pilots, to judge them as well.
 ENOUGH_TO_JUDGE_PILOTS = 500
 JUDGING_FOLD = 0
@@ -75,7 +81,7 @@ class Recipe:
         epochs: At most so many passes over the training data.
         batch_size: Examples a step.
         learning_rate: Peak rate, or "auto".
-        patience_epochs: Stop after so many epochs without a lower validation log loss.
+        patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
         augment: Whether training images are varied.
         seed: Decides order, augmentation and dropout.
     """
@@ -144,6 +150,8 @@ def lp_ft(
         return Batches(source, rows, data.prepare, recipe.batch_size, recipe.seed, vary, lengths)
 
     trainer = Trainer(model)
+    untouched = trainer.state()
+    set_head(model, *_starting_head(data, probe, np.arange(len(data.train.labels))))
     start = trainer.state()
     everything = batches(data.train, np.arange(len(data.train.labels)), train_lengths)
     # Like lengths side by side waste no time on padding; the order changes no mean.
@@ -190,7 +198,7 @@ def lp_ft(
     tuned_logits = trainer.logits(judged.in_order())
     verdict = compare(probe.logits(data.validation_features[by_length]), tuned_logits, judged_labels)
     if not verdict.prefers_tuned:
-        trainer.restore(start)
+        trainer.restore(untouched)
     facts = {
         "learning_rate": rate,
         "learning_rate_chosen_by": "pilot runs" if pilots else "settings",
@@ -205,6 +213,7 @@ def lp_ft(
         "steps_per_epoch": steps,
         "history": [asdict(epoch) for epoch in history.epochs],
         "best_epoch": history.best_epoch,
+        "lowest_epoch": history.lowest_epoch,
         "comparison": asdict(verdict),
     }
     return Tuned("lp_ft" if verdict.prefers_tuned else "probe", verdict.sentence(history.best_epoch), facts, history)
@@ -327,14 +336,12 @@ def _run_pilots(
 ) -> list[Pilot]:
     """Run pilots until `next_rate` has none left; results are kept in `scratch` for a search that is interrupted."""
     held_out = np.array([], np.int64)
-    kernel, bias = probe.kernel, probe.bias
+    head = None
     if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS:
         fold_of = assign_folds(data.train.labels, JUDGING_FOLDS)
         held_out, rest = np.flatnonzero(fold_of == JUDGING_FOLD), np.flatnonzero(fold_of != JUDGING_FOLD)
         # A head that has never seen the rows that judge.
-        kernel, bias = refit_probe(
-            data.train_features[rest], data.train.labels[rest], classes=data.classes, penalty=probe.penalty
-        )
+        head = _starting_head(data, probe, rest)
         everything = everything.of(rest)
     judges = [(judged, data.validation.labels[judged.rows])]
     if len(held_out):
@@ -346,12 +353,19 @@ def _run_pilots(
     pilots = [Pilot(**pilot) for pilot in kept["pilots"]] if kept.get("run") == run else []
     while (rate := next_rate(pilots)) is not None:
         trainer.restore(start)
-        set_head(trainer.model, kernel, bias)
+        if head is not None:
+            set_head(trainer.model, *head)
         progress = Progress(log, f"trying learning rate {rate:g}", steps * everything.batch_size, "examples")
         pilots.append(_pilot(trainer, _plan(1, steps, rate, 1), everything, judges, progress))
         log.info("learning rate %g: held-out log loss %s", rate, pilots[-1].log_loss)
         write_json(file, {"run": run, "pilots": [asdict(pilot) for pilot in pilots]})
     return pilots
+
+
+def _starting_head(data: Data, probe: Probe, rows: Labels) -> tuple[Features, Features]:
+    """Return kernel (D, K) and bias (K,) that fine-tuning on `rows` starts from."""
+    features, labels = data.train_features[rows], data.train.labels[rows]
+    return refit_probe(features, labels, classes=data.classes, penalty=START_PENALTY_FACTOR * probe.penalty)
 
 
 def _pilot(

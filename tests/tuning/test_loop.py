@@ -50,7 +50,7 @@ def made_up(*losses):
 
     def validate():
         loss = next(remaining)
-        return Score(loss, loss, 0.5, 64)
+        return Score(loss, loss, 0.5, np.full(64, loss))
 
     return validate
 
@@ -113,6 +113,15 @@ def test_the_model_ends_with_the_weights_of_its_best_epoch():
     history = train(trainer, plan(), batches, validate)
     assert history.best_epoch == 2
     assert weights(trainer) == seen[1] != seen[2]
+
+
+@pytest.mark.parametrize(("spread", "chosen"), [(0.0, 1), (2.0, 2)])
+def test_a_later_epoch_is_kept_unless_it_is_clearly_worse_than_the_lowest(spread, chosen):
+    # A mean of 0.6 after 0.5 over 64 examples; the standard error of the difference is spread / 8, so 0 or 0.25.
+    noise = spread * np.tile([-1.0, 1.0], 32)
+    scores = iter([Score(0.5, 0.5, 0.5, np.full(64, 0.5)), Score(0.6, 0.6, 0.5, 0.6 + noise)])
+    history = train(Trainer(small_network()), plan(epochs=2), batches, lambda: next(scores))
+    assert (history.lowest_epoch, history.best_epoch) == (1, chosen)
 
 
 def test_training_stops_when_validation_has_not_improved_for_as_long_as_patience_says():

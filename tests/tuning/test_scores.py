@@ -31,9 +31,9 @@ def test_perfect_logits_have_a_refined_log_loss_near_zero():
     assert refined_log_losses(np.eye(4) * 5.0, np.arange(4)).max() < 1e-20
 
 
-def test_a_score_says_accuracy_and_number_of_examples():
+def test_a_score_says_accuracy_and_has_a_loss_for_every_example():
     scored = score(np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]]), np.array([0, 1, 1, 1]))
-    assert (scored.accuracy, scored.examples) == (0.75, 4)
+    assert (scored.accuracy, len(scored.refined_log_losses)) == (0.75, 4)
 
 
 def test_logits_that_are_not_numbers_score_a_log_loss_that_is_none():
