@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
-# Texts are sorted by length within runs of this many batches: batches of like lengths waste little on padding
-# (banking77 trains about twice as fast), while which texts meet in a run is still random.
+# Texts are sorted by length within runs of this many batches: batches of like lengths waste little on padding,
+# while which texts meet in a run is still random.
 BATCHES_SORTED_TOGETHER = 16
 ROWS_READ_AT_ONCE = 64
 
