@@ -122,18 +122,18 @@ def run(
     paths = Paths(root.resolve())
     settings, forced = load_settings(paths.params), tuple(force or ())
     with project_lock(paths):
-        is_stale = any(stage.stale for stage in pipeline.plan(paths.root, force=forced))
-    if not is_stale:
-        from regraft.registry.published import is_published
-        from regraft.registry.register import read_publication
+        if not any(stage.stale for stage in pipeline.plan(paths.root, force=forced)):
+            from regraft.registry.published import is_published
+            from regraft.registry.register import read_publication
 
-        if is_published(paths, settings, release_fingerprint(paths)):
-            outcome = {"stages_run": [], "publication": read_publication(paths).as_json()}
-            _tell_outcome(paths, outcome, as_json=as_json)
-            return
-    from regraft.console import run_flow
+            if is_published(paths, settings, release_fingerprint(paths)):
+                outcome = {"stages_run": [], "publication": read_publication(paths).as_json()}
+                _tell_outcome(paths, outcome, as_json=as_json)
+                return
+        from regraft.console import run_flow
 
-    _tell_outcome(paths, run_flow(paths.root, forced, debug="--debug" in sys.argv), as_json=as_json)
+        outcome = run_flow(paths.root, forced, debug="--debug" in sys.argv)
+    _tell_outcome(paths, outcome, as_json=as_json)
 
 
 @app.command()

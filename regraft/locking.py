@@ -4,19 +4,29 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import IO
 
 from regraft.errors import ResourceError
 from regraft.paths import Paths
+
+_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # projects locked around this code
 
 
 @contextmanager
 def project_lock(paths: Paths) -> Iterator[None]:
     """Hold the project's run lock for the length of the block.
 
+    Inside the block it may be entered again: the command line holds it from planning to the end of the flow that it
+    calls, and the flow, which may also be started without a command line, takes it too.
+
     Raises:
         ResourceError: If another run holds it; the message says which process.
     """
+    if paths.root in _held.get():
+        yield
+        return
     paths.state.mkdir(parents=True, exist_ok=True)
     with (paths.state / "run.lock").open("a+") as file:
         if not _try_lock(file):
@@ -28,7 +38,11 @@ def project_lock(paths: Paths) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        token = _held.set(_held.get() | {paths.root})
+        try:
+            yield
+        finally:
+            _held.reset(token)
 
 
 def is_running(paths: Paths) -> bool:

@@ -12,7 +12,7 @@ from regraft.data.records import Example, open_split, write_prepared
 from regraft.errors import TrainingError
 from regraft.files import read_json, write_json
 from regraft.paths import Paths
-from regraft.registry.serving import load_served
+from regraft.registry.serving import INPUT_EXAMPLES, load_served
 from regraft.settings import EvaluateSettings
 from regraft.tuning.classifier import save_classifier
 from tasks import evaluate
@@ -67,7 +67,7 @@ def make_project(root: Path, kind: str) -> Paths:
             "text_length_characters": {"p50": 20, "p90": 30, "p99": 40, "max": 50},
         },
     )
-    write_json(paths.reports / "download.json", {"source": "folder:shades", "licence": None})
+    write_json(paths.reports / "download.json", {"source": "folder", "files": 90, "licence": None})
     validation = {"accuracy": 0.4, "log_loss": 1.0}
     training = {
         "probe": {"validation": validation},
@@ -136,8 +136,9 @@ def test_the_majority_class_is_that_of_the_training_split(evaluated):
 
 
 def test_the_example_beside_the_model_is_the_first_of_the_test_split(evaluated):
-    example = (evaluated.serving / "input_example.bin").read_bytes()
-    assert example == open_split(evaluated.prepared, "test").inputs([0])[0]
+    test = open_split(evaluated.prepared, "test")
+    example = (evaluated.serving / INPUT_EXAMPLES[test.kind]).read_bytes()
+    assert (example if test.kind == "image" else example.decode()) == test.inputs([0])[0]
 
 
 def test_a_second_run_writes_the_same_bytes_but_for_speeds(evaluated):

@@ -110,7 +110,7 @@ def test_a_consumer_needs_neither_this_project_nor_keras_hub(kind, image_export,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    expected = load_served(directory).probabilities([(directory / "input_example.bin").read_bytes()])[0, 1]
+    expected = load_served(directory).probabilities([example.read_bytes()])[0, 1]
     assert float(done.stdout) == pytest.approx(float(expected), abs=1e-6)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -280,4 +281,14 @@ def test_a_plan_made_while_a_run_is_at_work_leaves_its_inputs_alone(project):
         assert is_running(project)
         pipeline.plan(project.root, refresh=False)
     assert project.inputs.read_text() == before
+    assert not is_running(project)
+
+
+def test_the_run_lock_may_be_entered_again_by_its_holder_and_by_nobody_else(project):
+    with project_lock(project), ThreadPoolExecutor(1) as pool:
+        with project_lock(project):
+            pass
+        assert is_running(project)
+        with pytest.raises(ResourceError, match=f"another run .process {os.getpid()}. is at work"):
+            pool.submit(lambda: project_lock(project).__enter__()).result()
     assert not is_running(project)

@@ -43,7 +43,7 @@ def test_a_first_good_model_becomes_the_champion_with_everything_recorded(
     assert float(version.tags["test.accuracy"]) == 1.0
     run = client.get_run(publication.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["finetune.epochs"] == "5"
+    assert run.data.params["finetune.epochs"] == str(project.settings.finetune.epochs)
     assert not any(key.startswith("tracking") for key in run.data.params)
     losses = client.get_metric_history(publication.run_id, "validation.log_loss")
     assert [(metric.step, metric.value) for metric in losses] == [(1, 0.5), (2, 0.25), (3, 0.5 / 3)]
