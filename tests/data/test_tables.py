@@ -2,7 +2,8 @@
 
 import pytest
 
-from regraft.data.examples import choose_columns, collect_texts, parse_csv
+from regraft.data.examples import collect_texts
+from regraft.data.tables import choose_columns, parse_csv
 from regraft.errors import DataError
 
 
