@@ -21,10 +21,13 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.exceptions import StageCmdFailedError
+from dvc_data.hashfile import load
+from dvc_data.hashfile.checkout import CheckoutError, checkout
+from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.fs.generic import test_links
 
 from regraft import progress
-from regraft.errors import RegraftError, ResourceError
+from regraft.errors import INTERRUPTED, RegraftError, ResourceError
 from regraft.fingerprint import refresh_inputs
 from regraft.paths import Paths
 from regraft.quiet import NOISE
@@ -145,12 +148,46 @@ def run_stage(
     return log.exists()
 
 
+def restore_output(root: Path, output_hash: str, folder: Path) -> None:
+    """Put an output of an earlier run into the missing `folder`, from the project's DVC cache.
+
+    Args:
+        root: The project's folder.
+        output_hash: As dvc.lock has it, e.g. `3f...c2.dir`; see `regraft.fingerprint.locked_hash`.
+        folder: Becomes a folder of links to the cache: read it, do not write to it.
+
+    Raises:
+        RegraftError: If the cache does not hold all of it.
+    """
+    with _repository(Paths(root)) as repo:
+        cache = repo.cache.local
+        try:
+            checkout(str(folder), repo.fs, load(cache, HashInfo("md5", output_hash)), cache, quiet=True)
+        except (FileNotFoundError, CheckoutError) as error:
+            raise RegraftError(
+                f"the DVC cache of {root} does not hold {output_hash} any more, so that version cannot be read. "
+                "If the project has a DVC remote, `dvc fetch --all-commits` may bring it back."
+            ) from error
+
+
 def start_project(root: Path) -> None:
-    """Make `root` a DVC project of its own, inside a git repository or not."""
+    """Make `root` a DVC project of its own, inside a git repository or not.
+
+    Raises:
+        RegraftError: If DVC refuses.
+    """
     _quiet_dvc()
-    in_git = subprocess.run(["git", "rev-parse"], cwd=root, capture_output=True, check=False).returncode == 0
+
+    def git_agrees(*arguments: str) -> bool:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False).returncode == 0
+
+    in_git = git_agrees("rev-parse") and not git_agrees("check-ignore", "--quiet", ".")
     is_top = (root / ".git").exists()
-    Repo.init(str(root), no_scm=not in_git, subdir=in_git and not is_top).close()
+    try:
+        Repo.init(str(root), no_scm=not in_git, subdir=in_git and not is_top).close()
+    except DvcException as error:
+        shutil.rmtree(root / ".dvc", ignore_errors=True)
+        raise RegraftError(f"DVC cannot make a project of {root}: {_chain(error)}") from error
     with Repo(str(root)) as repo, repo.config.edit("repo") as config:
         config["core"] |= {"analytics": False, "check_update": False}
         config["cache"] = {"type": ["reflink", "hardlink", "symlink", "copy"]}
@@ -271,6 +308,8 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
     errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
     if errors and status in (RegraftError.exit_code, ResourceError.exit_code):
         return StageFailed(f"stage {name}: " + "\n".join(lines[errors[-1] :]).removeprefix("error: "), status)
+    if status in (-signal.SIGINT, 128 + signal.SIGINT):
+        return StageFailed(f"stage {name} was interrupted; run again to go on from its last checkpoint", INTERRUPTED)
     exit_code = 1
     if any("No space left on device" in line for line in lines):
         what, exit_code = f"ran out of disk space. {_room(log)}", ResourceError.exit_code

@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from regraft.fingerprint import hash_bytes, locked_hash, release_fingerprint
 from regraft.paths import REPOSITORY, Paths
+from regraft.registry.published import DATA_MD5
 from regraft.settings import load_settings
 
 
@@ -38,7 +39,7 @@ def lineage(paths: Paths, flow_run_id: str) -> dict[str, str]:
         "regraft.code_commit": git_commit(REPOSITORY),
         "regraft.project_commit": git_commit(paths.root),
         "regraft.dvc_lock_sha256": hash_bytes(paths.lock.read_bytes()),
-        "regraft.data_md5": locked_hash(paths, paths.prepared),
+        DATA_MD5: locked_hash(paths, paths.prepared),
         "regraft.backbone_md5": locked_hash(paths, paths.backbones),
         "regraft.flow_run_id": flow_run_id,
     }

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
 
 from flows import pipeline
 from flows.promote import promote
@@ -69,13 +71,19 @@ def run_stage(root: str, name: str, *, force: bool, timeout_s: int) -> bool:
     logger = get_run_logger()
     artifact = cast(UUID, create_progress_artifact(0.0, key=f"progress-{name}", description=f"stage {name}"))
 
+    def show(percent: float, description: str) -> None:
+        try:
+            update_progress_artifact(artifact, progress=percent, description=description)
+        except (httpx.HTTPError, PrefectException) as error:  # a picture of progress is not worth a stage
+            logger.debug("progress could not be shown: %s", error)
+
     def on_line(line: str) -> None:
         logger.info(line)
         if match := progress.LINE.match(line):
-            update_progress_artifact(artifact, progress=float(match["percent"]), description=f"{name}: {match['text']}")
+            show(float(match["percent"]), f"{name}: {match['text']}")
 
     ran = pipeline.run_stage(Path(root), name, force=force, timeout_s=timeout_s, on_line=on_line)
-    update_progress_artifact(artifact, progress=100.0, description=f"stage {name} is done")
+    show(100.0, f"stage {name} is done")
     if not ran:
         logger.info("stage %s was restored from the cache: the same inputs were seen before", name)
     return ran
@@ -83,13 +91,8 @@ def run_stage(root: str, name: str, *, force: bool, timeout_s: int) -> bool:
 
 def may_succeed_later(_task: Any, _run: TaskRun, state: State) -> bool:
     """Say whether a failed stage is worth another try: a disk, network or server gave out; bad data stays bad."""
-    try:
-        state.result()
-    except pipeline.StageFailed as error:
-        return error.is_transient
-    except ResourceError:
-        return True
-    return False
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, ResourceError) or (isinstance(error, pipeline.StageFailed) and error.is_transient)
 
 
 def flow_run_id() -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regraft.errors import DISK_ERRORS, RegraftError, ResourceError
+from regraft.errors import DISK_ERRORS, INTERRUPTED, RegraftError, ResourceError
 from regraft.paths import Paths
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data = typer.Typer(name="data", help="Look at a project's data.", no_args_is_help=True)
+app.add_typer(data)
+
 Root = Annotated[Path, typer.Option("--root", help="The project's folder.", show_default="this folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 HERE = Path()
@@ -27,12 +30,14 @@ HERE = Path()
 
 def main() -> None:
     """Run the command line; an error a person can act on prints its message, and `--debug` its traceback too."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up lines are not for people
     debug = "--debug" in sys.argv[1:]
     if not debug:
         sys.excepthook = _say_briefly
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    command = typer.main.get_command(app)  # calling `app` itself would put Typer's printer of tracebacks back in place
     try:
-        app(arguments)
+        command(arguments)
     except RegraftError as error:
         if debug:
             raise
@@ -43,9 +48,10 @@ def main() -> None:
             raise
         typer.secho(f"error: the disk gave out: {error}. Make room or check the disk; then run again.", err=True)
         sys.exit(ResourceError.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; run again to go on from the last checkpoint", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.secho("interrupted; run again to go on from the last checkpoint", err=True)
+        raise
 
 
 def _say_briefly(kind: type[BaseException], error: BaseException, _traceback: Any) -> None:
@@ -72,7 +78,12 @@ def init(
     from regraft.project import create
 
     paths = create(directory, source=source, name=name, kind=kind)
-    pipeline.start_project(paths.root)
+    try:
+        pipeline.start_project(paths.root)
+    except RegraftError:
+        paths.params.unlink()
+        paths.graph.unlink()
+        raise
     typer.echo(f"made {paths.root}\nsettings: {paths.params}\nnext:     regraft run --root {directory}")
 
 
@@ -174,7 +185,6 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict labels for files or texts with a registered model."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from regraft.quiet import without_noise
     from regraft.registry.predict import predict as predict_with
     from regraft.settings import load_settings
@@ -205,6 +215,48 @@ def doctor(root: Root = HERE, as_json: AsJson = False) -> None:
                 typer.echo(f"      {finding['advice']}")
     if not all(finding["ok"] for finding in findings):
         raise typer.Exit(1)
+
+
+@data.command()
+def diff(
+    before: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, NAME[@ALIAS], NAME/VERSION or a git revision.", show_default="what the champion learnt from"
+        ),
+    ] = None,
+    after: Annotated[str | None, typer.Argument(help="The same.", show_default="the data as it is now")] = None,
+    root: Root = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two versions of the prepared data: examples added, removed, relabelled, and drift."""
+    from flows.history import prepared_data
+    from regraft.data.drift import compare, read_version
+    from regraft.quiet import without_noise
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    champion = load_settings(paths.params).name
+    with (
+        prepared_data(paths, before or champion) as old,
+        prepared_data(paths, after) as new,
+        without_noise(),
+    ):
+        report = compare(read_version(old), read_version(new))
+    if as_json:
+        _print_json(report)
+        return
+    typer.echo(f"{report['before']} examples before, {report['after']} after")
+    for what in ("added", "removed", "relabelled", "moved"):
+        found = report[what]
+        shown = [
+            one if isinstance(one, str) else f"{one['name']} ({one['before']} -> {one['after']})" for one in found[:5]
+        ]
+        more = f", and {len(found) - 5} more (--json lists all)" if len(found) > 5 else ""
+        typer.echo(f"{what}: {len(found)}{': ' if found else ''}{', '.join(shown)}{more}")
+    for row in report["drift"]:
+        verdict = "DRIFTED" if row["drifted"] else "no drift"
+        typer.echo(f"{verdict:<8}  {row['what']}: {row['effect']} {row['size']:+.3f}, {row['test']} p = {row['p']:.2g}")
 
 
 def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from regraft.errors import ResourceError
 
 def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
     """Run the flow `retrain` in this process and return its result; see `flows.retrain.retrain`."""
+    # Without a server Prefect starts its own; on a busy machine that takes longer than the 20 s it allows itself.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     if not debug:
         # Prefect prints tracebacks of failed runs to its console handler; they still reach the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -24,7 +27,7 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
 
         from flows.retrain import retrain
 
-        _require_prefect()
+        _start_prefect()
         handler = _RunHandler(console, status)
         loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
         for logger in loggers:
@@ -42,8 +45,8 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
                 logger.removeHandler(handler)
 
 
-def _require_prefect() -> None:
-    """Check that the Prefect server named in the settings answers; without one, Prefect starts its own for the run.
+def _start_prefect() -> None:
+    """Check that the Prefect server named in the settings answers; without one, let Prefect start its own for the run.
 
     Raises:
         ResourceError: If it does not.
@@ -52,14 +55,21 @@ def _require_prefect() -> None:
     from prefect.settings import PREFECT_API_URL
 
     address = PREFECT_API_URL.value()
-    if not address:
-        return
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
+    # The server that is started inherits the mask: Ctrl-C must end the stage, while the server lives on to hear of it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+    except RuntimeError as error:
+        raise ResourceError(
+            f"Prefect could not start its own server: {error} Run again, or look at `--debug`."
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if problem is not None:
         raise ResourceError(
-            f"the Prefect server at {address} does not answer ({problem}). Start it with `prefect server start`, "
-            "or unset PREFECT_API_URL to run without one."
+            f"the Prefect server at {address or 'its own address'} does not answer ({problem}). "
+            "Start it with `prefect server start`, or unset PREFECT_API_URL to run without one."
         )
 
 
@@ -75,6 +85,9 @@ class _RunHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stage = getattr(record, "task_run_name", None) or "retrain"
         message = record.getMessage()
+        if record.levelno >= logging.ERROR and "Retry" in message:
+            self.failed = ""
+            self.console.print(Text(f"{stage:<10} ", style="cyan") + Text("failed, and will be tried again"))
         if record.exc_info or record.levelno >= logging.ERROR or message.startswith("Finished in state"):
             return  # the command prints the error itself, once
         if message.startswith("error: "):

@@ -2,6 +2,7 @@
 
 import errno
 
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # of an OSError: room or the disk itself is gone
 
 
@@ -28,6 +29,10 @@ class BackboneError(RegraftError):
 
 class TrainingError(RegraftError):
     """Training went wrong in a way that another attempt would repeat (loss is not a number, out of memory)."""
+
+
+class Diverged(TrainingError):
+    """The loss stopped being a number: the learning rate was too high."""
 
 
 class RegistryError(RegraftError):

@@ -7,7 +7,7 @@ records them value by value, and a changed one is seen, and named, like a change
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,8 @@ from regraft.settings import Settings
 FIRST_PARTY = ("regraft", "tasks")
 SETTINGS = REPOSITORY / "regraft" / "settings.py"
 CONSUMER_LIBRARIES = ("mlflow", "numpy", "pandas", "tensorflow", "tensorflow-text")
+# Libraries that no module here names, because these load them themselves.
+IMPLIED = {"keras_hub": ("tensorflow-text", "safetensors")}
 DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel-yaml", "sklearn": "scikit-learn"}
 
 
@@ -36,25 +38,49 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
         DataError: If the source does not exist.
         BackboneError: If the backbone is neither in the catalogue nor a preset folder, or takes another kind of data.
     """
-    source = sources.parse(settings.download.source, paths.root)
     kind = catalogue.kind_of(settings.backbone.name, paths.root)
     if settings.preprocess.kind not in ("auto", kind):
         raise BackboneError(
             f"backbone.name: {settings.backbone.name} takes {kind} data, but preprocess.kind is "
             f"{settings.preprocess.kind}; fitting backbones: {', '.join(catalogue.names(settings.preprocess.kind))}."
         )
-    preset = catalogue.preset_folder(settings.backbone.name, paths.root)
     current = {
-        "source": source.fingerprint(paths.state / "source-index.json"),
-        "preset": preset and _content(preset, paths),
+        "source": _source(paths, settings),
+        "preset": _preset(paths, settings),
         "code": {stage: code_fingerprint(stage) for stage in stages},
     }
     if not paths.inputs.exists() or read_json(paths.inputs) != current:
         write_json(paths.inputs, current)
 
 
-def _content(folder: Path, paths: Paths) -> dict[str, Any]:
-    """Return the fingerprint of the files in `folder`, which lies outside the project."""
+def moved_inputs(paths: Paths, settings: Settings, stage: str) -> list[str]:
+    """Return which inputs of `stage` from outside the project are no longer as `.regraft/inputs.json` has them."""
+    now: dict[str, Callable[[], Any]] = {
+        "source": lambda: _source(paths, settings),
+        "preset": lambda: _preset(paths, settings),
+        f"code.{stage}": lambda: code_fingerprint(stage),
+    }
+    planned = read_json(paths.inputs)
+    read = {
+        key
+        for params in _load_yaml(paths.graph)["stages"][stage]["params"]
+        if isinstance(params, dict)
+        for keys in params.values()
+        for key in keys
+    }
+    moved = [key for key, find in now.items() if key in read and find() != _lookup(planned, key)]
+    return [f"the {key.partition('.')[0]}" for key in moved]
+
+
+def _source(paths: Paths, settings: Settings) -> dict[str, Any]:
+    source = sources.parse(settings.download.source, paths.root)
+    return source.fingerprint(paths.state / "source-index.json")
+
+
+def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:
+    folder = catalogue.preset_folder(settings.backbone.name, paths.root)
+    if folder is None:
+        return None
     return sources.parse(f"folder:{folder}", paths.root).fingerprint(paths.state / "preset-index.json")
 
 
@@ -82,6 +108,7 @@ def code_fingerprint(stage: str) -> dict[str, str]:
             found[DISTRIBUTIONS.get(name, name)] = version(DISTRIBUTIONS.get(name, name))
         except PackageNotFoundError:
             continue  # the standard library, whose version the lock file does not fix
+        found |= {implied: version(implied) for implied in IMPLIED.get(name, ())}
     return dict(sorted(found.items()))
 
 
@@ -134,10 +161,11 @@ def release_fingerprint(paths: Paths) -> str:
     return hash_json(found)
 
 
-def locked_hash(paths: Paths, output: Path) -> str:
-    """Return DVC's hash of `output` as recorded in dvc.lock, e.g. `3f...c2.dir`."""
+def locked_hash(paths: Paths, output: Path, lock: str | None = None) -> str:
+    """Return DVC's hash of `output` as recorded in dvc.lock, or in `lock`, its text at another time: `3f...c2.dir`."""
     name = output.relative_to(paths.root).as_posix()
-    for entry in _load_yaml(paths.lock)["stages"].values():
+    recorded = _load_yaml(paths.lock) if lock is None else YAML(typ="safe", pure=True).load(lock)
+    for entry in (recorded or {}).get("stages", {}).values():
         for out in entry["outs"]:
             if out["path"] == name:
                 return str(out["md5"])

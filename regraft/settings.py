@@ -65,7 +65,7 @@ class FinetuneSettings(Section):
     epochs: Annotated[int, Field(ge=1)] = 4
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0.0, le=1.0)] = "auto"
-    patience_epochs: Annotated[int, Field(ge=1)] = 3
+    patience_epochs: Annotated[int, Field(ge=1)] = 2
     augment: bool = True
 
 

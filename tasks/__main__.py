@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from regraft.errors import DISK_ERRORS, RegraftError, ResourceError
-from regraft.fingerprint import stage_fingerprint
+from regraft.fingerprint import moved_inputs, stage_fingerprint
 from regraft.paths import Paths
-from regraft.settings import load_settings
+from regraft.settings import Settings, load_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -29,6 +29,7 @@ log = logging.getLogger("tasks")
 def main(stage: str) -> int:
     """Run `stage` in the project of the current folder and return the exit code of the process."""
     _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
     _write_output_to(os.environ.get("REGRAFT_LOG"))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
@@ -39,6 +40,7 @@ def main(stage: str) -> int:
         paths = Paths(Path.cwd())
         settings = load_settings(paths.params)
         fingerprint = stage_fingerprint(paths, stage)
+        _require_planned_inputs(paths, settings, stage)
         scratch = paths.scratch / f"{stage}-{fingerprint[:16]}"
         lock = _take_over(scratch, stage)
         os.environ["REGRAFT_SCRATCH"] = str(scratch)
@@ -48,7 +50,8 @@ def main(stage: str) -> int:
         os.close(lock)
         if stage_fingerprint(paths, stage) != fingerprint:
             # DVC reads settings and inputs anew when it records the result, and would record these as having made it.
-            raise ResourceError("params.yaml, the code or the source changed while the stage ran; it must run again.")
+            raise ResourceError("params.yaml or what the stage reads changed while it ran; run again.")
+        _require_planned_inputs(paths, settings, stage)
     except RegraftError as error:
         log.error("error: %s", error)
         return error.exit_code
@@ -78,6 +81,16 @@ def _write_output_to(path: str | None) -> None:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
+
+
+def _require_planned_inputs(paths: Paths, settings: Settings, stage: str) -> None:
+    """Check that code and source are still as planning saw them: its fingerprints are what DVC records.
+
+    Raises:
+        ResourceError: If they are not.
+    """
+    if moved := moved_inputs(paths, settings, stage):
+        raise ResourceError(f"{' and '.join(moved)} changed after this run was planned; run again.")
 
 
 def _take_over(scratch: Path, stage: str) -> int:

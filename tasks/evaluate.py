@@ -18,6 +18,7 @@ from regraft.evaluation.speed import measure_speed
 from regraft.files import read_json, replace_directory, write_json, write_text
 from regraft.paths import Paths
 from regraft.progress import Progress
+from regraft.registry.promotion import compact_ids
 from regraft.registry.serving import ServedModel, export_saved_model, largest_difference, load_served
 from regraft.settings import EvaluateSettings
 from regraft.tuning.classifier import load_classifier
@@ -35,7 +36,8 @@ MISTAKES_SHOWN = {"image": 12, "text": 6}
 def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     """Write models/serving and, of the test split, reports/{metrics.json,speed.json,predictions.csv,plots,report.html}.
 
-    All of it is the same for the same data and seed, but for speed.json and the speeds on the page.
+    reports/seen.npy says which examples training saw, `regraft.registry.promotion.compact_ids`. All is the same
+    for the same data and seed, but for speed.json and the speeds on the page.
 
     Raises:
         TrainingError: If the exported model answers differently from the trained one.
@@ -65,6 +67,8 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         **_score(test, evaluate, predicted=predicted, probe=probe, majority=_majority(paths), seed=seed),
     }
     write_json(paths.reports / "metrics.json", metrics)
+    seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
+    np.save(paths.reports / "seen.npy", compact_ids(seen))
     write_predictions(paths.reports / "predictions.csv", test, probabilities)
     accuracy = metrics["test"]["accuracy"]
     log.info(

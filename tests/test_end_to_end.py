@@ -249,3 +249,19 @@ def test_data_that_cannot_be_trained_on_ends_in_one_clear_error_and_no_version(t
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert project.facts("models")["models"] == []
+
+
+def test_the_data_of_the_champion_can_be_compared_with_that_of_today(copy):
+    images = copy.root.parent / "images"
+    draw_images(images, per_class=2, first=200)
+    (images / "red" / "000.png").rename(images / "blue" / "moved.png")
+    copy.change("finetune.strategy", "probe")
+    copy.change("promote.minimum", 1.0)  # version 1 stays the champion, and its data is in the cache only
+    copy.facts("run")
+    report = copy.facts("data", "diff")
+    assert report["added"] == sorted(f"{label}/{n}.png" for label in ("blue", "green", "red") for n in (200, 201))
+    assert report["removed"] == []
+    assert report["relabelled"] == [{"name": "blue/moved.png", "before": "red", "after": "blue"}]
+    assert report["after"] - report["before"] == 6
+    unknown = copy.regraft("data", "diff", "yesterday", check=False)
+    assert (unknown.returncode, "no git revision" in unknown.stderr) == (2, True)

@@ -109,10 +109,11 @@ def parse_csv(name: str, content: bytes) -> tuple[list[str], list[tuple[int, lis
         raise DataError(f"{name} is empty; it needs a line of column names and a line for each example.")
     csv.field_size_limit(_LARGEST_FIELD)
     rows: list[tuple[int, list[str]]] = []
-    for line, fields in _records(text, _sniff_delimiter(text)):
+    delimiter = _sniff_delimiter(text)
+    for line, fields in _records(text, delimiter):
         if fields:
             rows.append((line, fields))
-    _refuse_open_quote(name, text, rows[-1][0])
+    _refuse_open_quote(name, text, delimiter, rows[-1][0])
     header = [column.strip() for column in rows[0][1]]
     repeated = sorted({column for column in header if column and header.count(column) > 1})
     if repeated:
@@ -147,11 +148,11 @@ def _records(text: str, delimiter: str, limit: int | None = None) -> Iterator[tu
         line = reader.line_num + 1
 
 
-def _refuse_open_quote(name: str, text: str, last_line: int) -> None:
+def _refuse_open_quote(name: str, text: str, delimiter: str, last_line: int) -> None:
     """Raise if the last record runs into the end of the file inside quotation marks: it has swallowed rows."""
     lines = io.StringIO(text, newline="").readlines()[last_line - 1 :]
     try:
-        for _ in csv.reader(lines, strict=True):
+        for _ in csv.reader(lines, delimiter=delimiter, strict=True):
             pass
     except csv.Error as error:
         if "unexpected end of data" in str(error):

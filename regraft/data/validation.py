@@ -102,6 +102,11 @@ def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], mi
         f"{minimum}: add some or remove the class"
         for label in few
     ]
+    if not few and not splits.get("validation"):
+        problems.append(
+            "there is no example for validation: the train split has too few to spare any; add some to it, or add a "
+            "validation split"
+        )
     for label in labels:
         if label in few:
             continue

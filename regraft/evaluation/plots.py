@@ -219,11 +219,13 @@ def _bare(axes: Any) -> None:
 
 
 def _shorten(text: str, most: int) -> str:
-    """Return `text` cut to `most` characters in its middle: names of classes often differ at the end."""
-    if len(text) <= most:
-        return text
+    """Return `text` cut to `most` characters in its middle: names of classes often differ at the end.
+
+    Dollar signs are escaped; two of them would make a formula.
+    """
     end = most // 2
-    return f"{text[: most - 1 - end]}…{text[-end:]}"
+    shown = text if len(text) <= most else f"{text[: most - 1 - end]}…{text[-end:]}"
+    return shown.replace("$", r"\$")
 
 
 def _png(figure: Figure) -> bytes:

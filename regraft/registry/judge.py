@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from regraft.errors import RegistryError, ResourceError
 from regraft.paths import REPOSITORY
 from regraft.registry import promotion, published
@@ -19,6 +22,8 @@ from regraft.registry.release import Release
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+SEEN = "reports/seen.npy"
 
 log = logging.getLogger(__name__)
 
@@ -104,17 +109,36 @@ def _gates(release: Release, champion: int | None) -> list[Gate]:
             f"be compared: give the project another `name`, or delete the alias {CHAMPION!r} in MLflow"
         )
         return [*gates, Gate("champion", False, reason, {})]
+    ours, theirs_answered = release.answers, _champion_answers(release, theirs)
+    # When the test split was made anew, some of it may be what the champion learnt from, and knows by heart.
+    seen = _seen_by(release, theirs)
+    fair = ours.without(seen), theirs_answered.without(seen)
+    if fair[0] is not None and fair[1] is not None:
+        ours, theirs_answered = fair[0], fair[1]
+    else:
+        log.warning("version %s, the champion, was trained on all of the present test split", champion)
     compared = promotion.champion_gate(
         metric,
-        release.answers,
-        _champion_answers(release, theirs),
+        ours,
+        theirs_answered,
         version=champion,
+        left_out=len(release.answers.ids) - len(ours.ids),
         tolerance=settings.promote.tolerance,
         samples=settings.evaluate.bootstrap_samples,
         interval=settings.evaluate.interval,
         seed=settings.seed,
     )
     return [*gates, compared]
+
+
+def _seen_by(release: Release, champion: "ModelVersion") -> NDArray[np.uint64]:
+    """Return the examples that the champion's training or validation saw, as `promotion.compact_ids` does."""
+    client = release.client
+    files = {file.path for file in client.list_artifacts(champion.run_id, "reports")} if champion.run_id else set()
+    if SEEN not in files:
+        return np.array([], np.uint64)  # registered by hand, or by a version that did not record them
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        return np.asarray(np.load(client.download_artifacts(champion.run_id, SEEN, folder), allow_pickle=False))
 
 
 def _champion_answers(release: Release, champion: "ModelVersion") -> Answers:

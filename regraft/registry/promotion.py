@@ -2,12 +2,13 @@
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regraft.errors import RegistryError
 
@@ -35,11 +36,27 @@ class Answers:
         if not self.ids:
             raise ValueError("a model cannot be judged on no examples")
 
+    def without(self, seen: NDArray[np.uint64]) -> "Answers | None":
+        """Return the answers on examples that are not in `seen` (see `compact_ids`); None if that leaves none."""
+        rows = [row for row, known in enumerate(np.isin(_compact(self.ids), seen)) if not known]
+        if not rows:
+            return None
+        return Answers(*(tuple(column[row] for row in rows) for column in (self.ids, self.labels, self.predicted)))
+
     @property
     def test_digest(self) -> str:
         """SHA-256 of the examples and their labels: equal for two models that were asked the same questions."""
         rows = "".join(f"{example}\t{label}\n" for example, label in zip(self.ids, self.labels, strict=True))
         return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def compact_ids(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """Return the first 8 bytes of each id (sha256, hex), without repetition and sorted: a small set of examples."""
+    return np.unique(_compact(ids))
+
+
+def _compact(ids: Iterable[str]) -> NDArray[np.uint64]:
+    return np.array([int(identity[:16], 16) for identity in ids], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,7 @@ def champion_gate(
     champion: Answers,
     *,
     version: int,
+    left_out: int = 0,
     tolerance: float,
     samples: int,
     interval: float,
@@ -131,6 +149,7 @@ def champion_gate(
         challenger: The new model's answers.
         champion: The champion's answers to the same examples, in the same order.
         version: The champion's version, for the sentence.
+        left_out: Test examples that neither is judged on, because the champion was trained on them; for the sentence.
         tolerance: By how much the new model may be worse, >= 0.
         samples: Resamples of the test examples.
         interval: Coverage of the interval, e.g. 0.95.
@@ -154,9 +173,10 @@ def champion_gate(
         seed=seed,
     )
     passed = bool(difference >= -tolerance - 1e-12)  # 0.1 + 0.2 - 0.3 is not 0
+    besides = f" ({left_out} more are left out, because it was trained on them)" if left_out else ""
     reason = (
         f"test {metric} {new:.4f} against {old:.4f} of version {version}, the champion, on the same "
-        f"{len(challenger.ids)} examples: difference {difference:+.4f} "
+        f"{len(challenger.ids)} examples{besides}: difference {difference:+.4f} "
         f"({interval:.0%} interval {low:+.4f} to {high:+.4f}), "
         f"{'not worse' if passed else 'worse'} by the tolerance {tolerance:.4f}"
     )

@@ -34,6 +34,7 @@ PREVIOUS = "previous"
 # Tags of runs and versions.
 FINGERPRINT = "regraft.fingerprint"
 DECISION = "regraft.decision"  # the gates and their outcome, as JSON
+DATA_MD5 = "regraft.data_md5"  # DVC's hash of the prepared data
 DECIDED = "regraft.decided"  # which question DECISION answers; written when nothing is left to do
 
 # With one of these set, requests are signed or routed in ways that only MLflow's client knows.

@@ -6,7 +6,7 @@ from typing import Any
 from regraft.errors import RegistryError
 from regraft.paths import Paths
 from regraft.registry import promotion, tracking
-from regraft.registry.published import CHAMPION, FINGERPRINT
+from regraft.registry.published import CHAMPION, DATA_MD5, FINGERPRINT
 from regraft.settings import Settings
 
 
@@ -91,3 +91,19 @@ def resolve(paths: Paths, settings: Settings, reference: str) -> tuple[str, int]
         f"model {name!r} has no {'version' if from_version else 'alias'} {which!r}. Aliases: {held}; "
         f"versions: {', '.join(map(str, numbers)) or 'none'}. Write NAME, NAME@ALIAS or NAME/VERSION."
     )
+
+
+def data_hash(paths: Paths, settings: Settings, reference: str) -> str:
+    """Return DVC's hash of the prepared data that the model `reference` (see `resolve`) was made from.
+
+    Raises:
+        RegistryError: If there is no such model, or it does not say.
+        ResourceError: If MLflow does not answer.
+    """
+    name, number = resolve(paths, settings, reference)
+    client = tracking.connect(paths, settings)
+    with tracking.plain_errors(tracking.tracking_uri(paths, settings), f"looking up {reference}"):
+        found = client.get_model_version(name, str(number)).tags.get(DATA_MD5)
+    if not found:
+        raise RegistryError(f"version {number} of {name} does not say which data it was made from (tag {DATA_MD5}).")
+    return str(found)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from regraft.errors import TrainingError
+from regraft.errors import Diverged, TrainingError
 from regraft.tuning.schedules import warmup_cosine
 from regraft.tuning.scores import Score
 
@@ -211,7 +211,8 @@ def train(
             already seen.
 
     Raises:
-        TrainingError: If the loss stops being a finite number, or a BatchNormalization statistic has moved.
+        Diverged: If the loss stops being a finite number.
+        TrainingError: If a BatchNormalization statistic has moved.
     """
     still = _batch_normalisation_statistics(trainer.model)
     trainer.start_averages()
@@ -236,7 +237,7 @@ def train(
             )
             loss = trainer.step(inputs, labels, rate)
             if not math.isfinite(loss):
-                raise TrainingError(
+                raise Diverged(
                     f"the training loss became {loss} in epoch {epoch} at step {step + 1} of {plan.total_steps} "
                     f"(learning rate {rate:.3g}). Set a lower finetune.learning_rate, or strategy: probe."
                 )
@@ -247,7 +248,7 @@ def train(
         with trainer.averaged():
             now = validate()
         if not math.isfinite(now.log_loss):
-            raise TrainingError(
+            raise Diverged(
                 f"the validation log loss became {now.log_loss} after epoch {epoch} "
                 f"(peak learning rate {plan.peak_rate:.3g}). Set a lower finetune.learning_rate, or strategy: probe."
             )

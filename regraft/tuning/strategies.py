@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from regraft.errors import TrainingError
+from regraft.errors import Diverged, TrainingError
 from regraft.files import read_json, write_json
 from regraft.progress import Progress
 from regraft.tuning.augment import augmentation
@@ -386,7 +386,7 @@ def _pilot(
             validate,
             on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
         )
-    except TrainingError as error:
+    except Diverged as error:
         log.info("learning rate %g is too high: %s", plan.peak_rate, error)
         return Pilot(plan.peak_rate, None, None, None)
     losses = [judged.refined_log_loss for judged in scores]

@@ -100,3 +100,8 @@ def test_a_column_of_identifiers_is_not_taken_for_classes():
 def test_real_values_are_not_taken_for_classes():
     splits = {"train": [e for i in range(40) for e in examples(f"{i / 7:.2f}", 1)], "validation": [], "test": []}
     assert "different real numbers" in problems(splits, kind="text", columns={"text": "text", "target": "score"})
+
+
+def test_data_without_an_example_for_validation_is_refused():
+    message = problems(three_splits(a=(2, 0, 2), b=(2, 0, 2)))
+    assert "no example for validation" in message

@@ -139,3 +139,11 @@ def test_the_delimiter_inside_texts_does_not_mislead():
     header, rows = parse_csv("x.csv", b"text;label\n" + b"a, b, c;x\n" * 3)
     assert header == ["text", "label"]
     assert rows[2] == (4, ["a, b, c", "x"])
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_quotation_mark_that_is_never_closed_is_found_whatever_the_delimiter(tmp_path, delimiter):
+    rows = ["label,text", "ham,fine", 'ham,"never closed', "spam,a", "ham,b"]
+    content = "\n".join(rows).replace(",", delimiter)
+    with pytest.raises(DataError, match=r"table.csv, line 3: a quotation mark opens here"):
+        collect(table(tmp_path, content))

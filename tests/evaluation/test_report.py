@@ -206,3 +206,8 @@ def test_a_thumbnail_shrinks_large_pictures_and_keeps_the_pixels_of_small_ones()
     assert small.longer_side_px == 28
     pixels = np.asarray(Image.open(io.BytesIO(small.encoded)))
     assert (pixels == np.asarray(Image.open(io.BytesIO(picture(90, side_px=28))))).all()
+
+
+def test_class_names_that_look_like_formulas_are_drawn_as_they_are():
+    names = ["$a_$", "$_$ x", "$0-$10"]
+    assert confusion_figure([[3, 1, 0], [0, 4, 0], [1, 0, 2]], names, LIGHT).startswith(b"\x89PNG")

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from flows import pipeline
+from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError
 from regraft.locking import is_running, project_lock
 from regraft.paths import REPOSITORY
 from regraft.project import create
+from regraft.settings import load_settings
 
 GRAPH = """
 stages:
@@ -129,8 +131,6 @@ def test_a_stage_whose_inputs_came_out_the_same_is_skipped(project):
 
 def test_changed_code_and_a_changed_library_are_named(project, monkeypatch):
     run_all(project)
-    from regraft import fingerprint
-
     known = fingerprint.code_fingerprint
     changed = {"regraft/data/images.py": "0" * 16, "pillow": "0.1"}
     monkeypatch.setattr(fingerprint, "code_fingerprint", lambda s: known(s) | (changed if s == "preprocess" else {}))
@@ -292,3 +292,33 @@ def test_the_run_lock_may_be_entered_again_by_its_holder_and_by_nobody_else(proj
         with pytest.raises(ResourceError, match=f"another run .process {os.getpid()}. is at work"):
             pool.submit(lambda: project_lock(project).__enter__()).result()
     assert not is_running(project)
+
+
+def test_what_changed_after_planning_is_noticed_by_the_stage_that_reads_it(project, monkeypatch):
+    plan(project)
+    settings = load_settings(project.params)
+    assert fingerprint.moved_inputs(project, settings, "download") == []
+    (project.root.parent / "source" / "cat" / "2.png").write_bytes(b"one more")
+    assert fingerprint.moved_inputs(project, settings, "download") == ["the source"]
+    assert fingerprint.moved_inputs(project, settings, "preprocess") == []
+    monkeypatch.setattr(fingerprint, "code_fingerprint", lambda stage: {"regraft/data/images.py": "0" * 16})
+    assert fingerprint.moved_inputs(project, settings, "preprocess") == ["the code"]
+
+
+def test_an_interrupted_stage_is_no_fault_and_ends_like_any_interrupted_command(project):
+    write_graph(project, download="exec sh -c 'kill -INT $$'")
+    plan(project)
+    with pytest.raises(pipeline.StageFailed, match="was interrupted; run again") as caught:
+        pipeline.run_stage(project.root, "download")
+    assert (caught.value.exit_code, caught.value.is_transient) == (130, False)
+
+
+def test_a_project_in_a_folder_that_git_ignores_is_one_without_git(tmp_path):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("projects/\n")
+    images = tmp_path / "images" / "cat"
+    images.mkdir(parents=True)
+    (images / "1.png").write_bytes(b"not looked into")
+    paths = create(tmp_path / "projects" / "a", source=f"folder:{images.parent}", name="pets", kind="image")
+    pipeline.start_project(paths.root)
+    assert [stage.stale for stage in pipeline.plan(paths.root)] == [True] * 6

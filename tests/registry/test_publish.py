@@ -1,10 +1,12 @@
 """Publishing to the SQLite file that a project has by default."""
 
+import hashlib
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -12,10 +14,11 @@ from regraft.errors import RegistryError
 from regraft.files import read_json
 from regraft.paths import Paths
 from regraft.registry import register, tracking
+from regraft.registry.promotion import compact_ids
 from regraft.registry.published import is_published
 from regraft.registry.register import Publication, publish, read_publication
 from regraft.settings import Settings
-from tests.registry.small_projects import ALWAYS_WRONG, LINEAGE, NEVER_RED, Project
+from tests.registry.small_projects import ALWAYS_WRONG, LINEAGE, NEVER_RED, Project, picture
 
 
 def publish_project(project: Project) -> Publication:
@@ -164,6 +167,21 @@ def test_a_champion_measured_on_other_test_data_is_scored_again(
     publication = publish_project(project)
     gate = publication.gates[-1]
     assert (gate["name"], gate["champion"], gate["passed"]) == ("champion", 1.0, False)
+
+
+def test_a_champion_is_not_credited_with_answers_that_it_learnt_by_heart(
+    make_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    shades = range(105, 255, 10)
+    project = make_project(tmp_path)
+    # The new test split below holds all reds that the champion, which is always right, was trained on.
+    reds = [hashlib.sha256(picture("red", shade)).hexdigest() for shade in shades]
+    np.save(project.paths.reports / "seen.npy", compact_ids(reds))
+    publish_project(project)
+    publication = publish_project(make_project(tmp_path, order=NEVER_RED, shades=shades, minimum=0.1))
+    gate = publication.gates[-1]
+    assert (gate["name"], gate["value"], gate["champion"], gate["passed"]) == ("champion", 1.0, 1.0, True)
+    assert "15 more are left out" in gate["reason"]
 
 
 def test_reports_of_another_evaluation_are_noticed(make_project: Callable[..., Project], tmp_path: Path) -> None:

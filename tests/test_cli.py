@@ -1,0 +1,42 @@
+"""The front door: how commands end when something goes wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+from regraft import cli
+from regraft.errors import DataError
+
+@cli.app.command()
+def fail(how: str) -> None:
+    raise {"fault": KeyError("surprise"), "data": DataError("no such thing"), "stop": KeyboardInterrupt()}[how]
+
+sys.argv = ["regraft", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def ends(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [("fault", 1, "unexpected KeyError"), ("data", 2, "error: no such thing"), ("stop", 130, "run again to go on")],
+)
+def test_a_command_that_fails_says_so_in_a_line_or_two_and_by_its_exit_code(how, code, says):
+    done = ends("fail", how)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("how", ["fault", "data"])
+def test_debug_shows_the_traceback(how):
+    done = ends("fail", how, "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
