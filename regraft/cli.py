@@ -63,7 +63,9 @@ def _options(
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder to make; may exist if it holds no project.")],
-    source: Annotated[str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR or package:mnist5k.")],
+    source: Annotated[
+        str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k.")
+    ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
 ) -> None:

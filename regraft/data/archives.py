@@ -9,7 +9,6 @@ as they come, and the whole archive is looked through before the first file is w
 import gzip
 import io
 import re
-import shutil
 import stat
 import struct
 import tarfile
@@ -22,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from regraft.errors import DISK_ERRORS, DataError, ResourceError
+from regraft.errors import DISK_ERRORS, DataError
+from regraft.files import require_room
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_MEMBERS = 1_000_000
@@ -98,13 +98,7 @@ def unpack(path: Path, directory: Path, wanted: Callable[[str], bool] = lambda _
     """
     with _open(path) as members:
         found = _contents(path, members)
-        needed = sum(found.files.values())
-        free = shutil.disk_usage(directory).free
-        if needed > free:
-            raise ResourceError(
-                f"{directory.parent} has {free / 1e6:.0f} MB left and the files in {path.name} need "
-                f"{needed / 1e6:.0f} MB. Free some space, then run again."
-            )
+        require_room(directory, sum(found.files.values()), f"what is in {path.name}")
         strip = _top_folder(members)
         for member in members:
             name = member.name.removeprefix(strip)

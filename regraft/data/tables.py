@@ -168,7 +168,8 @@ def parse_parquet(name: str, content: bytes) -> tuple[list[str], list[tuple[int,
     try:
         table = pq.read_table(pa.BufferReader(content))
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:  # an OSError of a buffer in memory is about its content
+        columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # an OSError of bytes in memory is of them
         raise DataError(
             f"{name} is no Parquet file that can be read ({str(error).splitlines()[0]}); write it again, or use CSV."
         ) from None
@@ -180,7 +181,6 @@ def parse_parquet(name: str, content: bytes) -> tuple[list[str], list[tuple[int,
             )
     header = [column.strip() for column in table.column_names]
     _refuse_repeated(name, header)
-    columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
     return header, [(number, list(cells)) for number, cells in enumerate(zip(*columns, strict=True), 1)]
 
 
