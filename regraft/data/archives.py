@@ -98,15 +98,16 @@ def unpack(path: Path, directory: Path, wanted: Callable[[str], bool] = lambda _
     """
     with _open(path) as members:
         found = _contents(path, members)
-        require_room(directory, sum(found.files.values()), f"what is in {path.name}")
+        files = {name: size for name, size in found.files.items() if wanted(name)}
+        require_room(directory, sum(files.values()), f"what is in {path.name}")
         strip = _top_folder(members)
         for member in members:
             name = member.name.removeprefix(strip)
-            if not member.fault and wanted(name):
+            if not member.fault and name in files:
                 target = directory / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write(path, member, target)
-    return Contents({name: size for name, size in found.files.items() if wanted(name)}, found.skipped)
+    return Contents(files, found.skipped)
 
 
 def safe_name(name: str) -> str:

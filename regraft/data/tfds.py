@@ -101,19 +101,24 @@ def _tensorflow_datasets() -> Any:
 
 def _builder(source: Source) -> Any:
     tfds = _tensorflow_datasets()
-    name = source.text.removeprefix("tfds:")
-    try:
-        return tfds.builder(name, data_dir=str(source.path))
-    except tfds.core.DatasetNotFoundError:
-        known = tfds.list_builders()
-        close = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=3)
-        hint = f"did you mean {', '.join(f'`tfds:{match}`' for match in close)}?" if close else "see `tfds` for names."
+    text = source.text.removeprefix("tfds:")
+    name = re.split("[/:]", text)[0]
+    # TFDS itself would look for an unknown name on a server first, and list all others; so it would for community
+    # datasets, which are not among those it can prepare here.
+    known = tfds.list_builders(with_community_datasets=False)
+    if name not in known and not (source.path / name).is_dir():
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {', '.join(f'`tfds:{match}`' for match in close)}?" if close else ""
         raise DataError(
             f"source {source.text!r}: tensorflow-datasets {tfds.__version__} knows {len(known)} datasets, and this is "
-            f"none of them, nor is it in {source.path}; {hint}"
-        ) from None
+            f"none of them; nor has it been prepared in {source.path}.{hint}"
+        )
+    try:
+        return tfds.builder(text, data_dir=str(source.path))
     except (ValueError, AssertionError) as error:  # of a configuration or a version that does not exist
-        raise DataError(f"source {source.text!r}: {_reason(error)}") from None
+        configurations = list(tfds.builder_cls(name).builder_configs) if name in known else []
+        hint = f" Its configurations: {', '.join(configurations[:20])}." if configurations else ""
+        raise DataError(f"source {source.text!r}: {_reason(error)}.{hint}") from None
 
 
 def _prepare(source: Source, builder: Any) -> None:
@@ -148,6 +153,7 @@ def _unreachable(source: Source, error: Exception) -> ResourceError:
 def _reason(error: Exception) -> str:
     """Return the message of a TFDS error in one line of bearable length."""
     text = re.sub(r"Failed to construct dataset .*?\}\": ", "", str(error), count=1)
+    text = re.sub(r"Here are \d+ BuilderConfigs.*", "", text, flags=re.DOTALL)
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 500 else f"{text[:500]}..."
 
@@ -168,10 +174,10 @@ def _columns(source: Source, builder: Any) -> Columns:
     labels = [name for name, kind in kinds.items() if kind == "label"]
     if len(inputs) == len(labels) == 1:
         return Columns(str(kinds[inputs[0]]), inputs[0], labels[0])
-    listed = " ".join(str(features).split())
+    listed = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items()) if kinds else "none"
     raise DataError(
         f"source {source.text!r}: there is no telling what is to be learned from it; it takes one image or text and "
-        f"one class label, and the dataset has {listed[:600]}"
+        f"one class label, and the features of the dataset are {listed}."
     )
 
 

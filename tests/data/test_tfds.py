@@ -183,10 +183,10 @@ def test_what_is_prepared_needs_neither_network_nor_the_code_that_made_it(paths,
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("tfds:mnits", r"did you mean `tfds:\w*mnist`"),
-        ("tfds:made_texts:9.9.9", "9.9.9"),
-        ("tfds:glue/nothing", "nothing"),
-        ("tfds:made_riddle", "no telling what is to be learned.*other.*ClassLabel"),
+        ("tfds:mnits", r"none of them.* Did you mean `tfds:\w*mnist`"),
+        ("tfds:made_texts:9.9.9", r"at version 9\.9\.9, only: 1\.2\.0"),
+        ("tfds:glue/nothing", "BuilderConfig nothing not found.*configurations: cola, sst2"),
+        ("tfds:made_riddle", r"no telling what is to be learned.* label \(ClassLabel\), other \(ClassLabel\)"),
         ("tfds:made_splitless", "splits one, two, and none called train"),
         ("tfds:made_by_hand", "cannot be prepared.*Ask the authors"),
     ],
@@ -220,6 +220,16 @@ def test_planning_takes_the_name_alone_and_imports_no_tensorflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "{'source': 'tfds:mnist:3.0.1'} set()"
+
+
+def test_an_unknown_name_is_refused_without_tensorflow_and_without_a_server():
+    code = (
+        "import sys; from pathlib import Path; from regraft.data.sources import parse; from regraft.data import tfds\n"
+        "try: tfds.kind_of(parse('tfds:mnits', Path('.')))\n"
+        "except tfds.DataError: print({'tensorflow', 'requests'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_catalogued_dataset_says_its_kind_before_anything_is_downloaded(data_dir, tmp_path):
