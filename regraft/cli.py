@@ -70,10 +70,13 @@ def init(
     kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
 ) -> None:
     """Make a new project: a folder with its own settings, graph, data and models."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # some datasets of TFDS import TensorFlow to say what they hold
     from flows import pipeline
     from regraft.project import create
+    from regraft.quiet import without_noise
 
-    paths = create(directory, source=source, name=name, kind=kind)
+    with without_noise():
+        paths = create(directory, source=source, name=name, kind=kind)
     pipeline.start_project(paths.root)
     typer.echo(f"made {paths.root}\nsettings: {paths.params}\nnext:     regraft run --root {directory}")
 

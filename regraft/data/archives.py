@@ -82,8 +82,7 @@ def contents(path: Path) -> Contents:
     """Return what the archive at `path` holds, from its directory or headers.
 
     Raises:
-        DataError: If it is damaged, encrypted, a bomb, or has names that lead out of it; nothing else is wrong with it
-            that unpacking would meet, short of damaged content.
+        DataError: If it is damaged, encrypted, a bomb, or has names that lead out of it or collide.
     """
     with _open(path) as members:
         return _contents(path, members)
