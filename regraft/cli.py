@@ -69,15 +69,19 @@ def _options(
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder to make; may exist if it holds no project.")],
-    source: Annotated[str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR or package:mnist5k.")],
+    source: Annotated[
+        str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k.")
+    ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
 ) -> None:
     """Make a new project: a folder with its own settings, graph, data and models."""
     from flows import pipeline
     from regraft.project import create
+    from regraft.quiet import without_noise
 
-    paths = create(directory, source=source, name=name, kind=kind)
+    with without_noise():
+        paths = create(directory, source=source, name=name, kind=kind)
     try:
         pipeline.start_project(paths.root)
     except RegraftError:

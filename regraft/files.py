@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from regraft.errors import ResourceError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8: readers see the old file or the new one, never a part, and no link is written through."""
@@ -39,3 +41,13 @@ def replace_directory(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
+
+
+def require_room(directory: Path, needed_bytes: int, what: str) -> None:
+    """Raise ResourceError unless the disk that holds `directory` has room for `what`."""
+    free_bytes = shutil.disk_usage(directory).free
+    if needed_bytes > free_bytes:
+        raise ResourceError(
+            f"{directory.parent} has {free_bytes / 1e6:.0f} MB left and {what} needs {needed_bytes / 1e6:.0f} MB. "
+            "Free some space, then run again."
+        )

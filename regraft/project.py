@@ -6,7 +6,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from regraft.backbones import catalogue
-from regraft.data import sources
+from regraft.data import sources, tfds
 from regraft.errors import RegraftError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import check_settings
@@ -33,7 +33,8 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
     if kind not in ("auto", "image", "text"):
         raise RegraftError(f"--kind must be image, text or auto, got {kind!r}.")
     found = sources.parse(source, Path.cwd(), paths.root)
-    kind = sources.guess_kind(found) if kind == "auto" else kind
+    if kind == "auto":
+        kind = tfds.kind_of(found) if found.scheme == "tfds" else sources.guess_kind(found)
 
     yaml = YAML()
     yaml.width = 200
@@ -42,7 +43,8 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
     )
     settings = yaml.load((REPOSITORY / "params.yaml").read_text("utf-8"))
     settings["name"] = name
-    settings["download"]["source"] = f"{found.scheme}:{found.path}" if found.scheme != "package" else source
+    scheme = source.partition(":")[0]
+    settings["download"]["source"] = f"{scheme}:{found.path}" if scheme not in ("package", "tfds") else found.text
     settings["preprocess"]["kind"] = kind
     settings["backbone"]["name"] = catalogue.names(kind)[0]
     check_settings(settings, "the new project")

@@ -2,6 +2,7 @@
 
 import logging
 
+from regraft.data import tfds
 from regraft.data.fetch import fetch
 from regraft.data.sources import guess_kind, parse
 from regraft.files import replace_directory, write_json
@@ -12,10 +13,12 @@ log = logging.getLogger(__name__)
 
 
 def run(download: DownloadSettings, paths: Paths) -> None:
-    """Copy `download.source` to data/raw, write reports/download.json."""
+    """Copy, unpack or export `download.source` to data/raw, write reports/download.json."""
     source = parse(download.source, paths.root)
-    guess_kind(source)  # raises before anything is copied if nothing in it can be used
+    # Raises before anything is copied if nothing in it can be used.
+    tfds.kind_of(source) if source.scheme == "tfds" else guess_kind(source)
     with replace_directory(paths.raw) as directory:
         facts = fetch(source, directory)
     write_json(paths.reports / "download.json", facts)
-    log.info("fetched %d files, %.1f MB, from %s", facts["files"], facts["bytes"] / 1e6, download.source)
+    made = facts.get("unpacked", facts)
+    log.info("fetched %d files, %.1f MB, from %s", made["files"], made["bytes"] / 1e6, download.source)

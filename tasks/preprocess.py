@@ -28,7 +28,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     # Should this process be killed, the next attempt at the stage sweeps away what bears its name.
     with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="preprocess-") as scratch:
         if kind == "image":
-            collection = collect_images(paths.raw, Path(scratch))
+            collection = collect_images(paths.raw, Path(scratch), preprocess.target_column)
         else:
             collection = collect_texts(paths.raw, preprocess.text_column, preprocess.target_column)
         splits = complete(
@@ -49,7 +49,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         with replace_directory(paths.prepared) as directory:
             write_prepared(directory, kind, labels, splits)
     if collection.columns:
-        log.info("texts are in column %(text)r, labels in column %(target)r", collection.columns)
+        log.info("columns: %s", ", ".join(f"{name!r} for the {role}" for role, name in collection.columns.items()))
     if collection.rejects:
         log.warning("%d example(s) set aside; the reasons are in reports/data.json", len(collection.rejects))
     log.info(
@@ -68,6 +68,7 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
             splits_of.setdefault(example.id, set()).add(split)
     report: dict[str, Any] = {
         "kind": collection.kind,
+        "columns": collection.columns,
         "labels": list(labels),
         "counts": {
             split: {label: counts[label] for label in labels}
@@ -90,7 +91,6 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
         report["reencoded_as_png"] = collection.reencoded
         report["exif_orientation_not_applied"] = collection.rotated
     else:
-        report["columns"] = collection.columns
         lengths = sorted(len(str(example.content)) for examples in splits.values() for example in examples)
         report["text_length_characters"] = {
             name: lengths[min(len(lengths) - 1, int(share * len(lengths)))] if lengths else None

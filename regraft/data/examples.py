@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 import tensorflow as tf
 
 from regraft.data.images import Inspection, UnreadableImage, inspect, to_png
+from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
-from regraft.data.sources import TABLE_SUFFIXES, is_image_name, list_files, split_of
+from regraft.data.sources import is_image_name, list_files, split_of, tables_by_split
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_columns, quoted, read_table
 from regraft.data.targets import UnusableTarget, class_name
 from regraft.errors import DataError
@@ -42,7 +43,8 @@ class Collection:
         short_sides_px: Smaller of width and height of each image kept, by id.
         reencoded: Images stored as PNG because TensorFlow does not read the format they came in.
         rotated: Images whose EXIF orientation is not applied.
-        columns: Table column taken for "text" and for "target"; empty for images.
+        columns: Table column taken for "text" (or "file" and, if there is one, "split") and for "target"; empty for
+            images in class folders.
     """
 
     kind: str
@@ -65,45 +67,35 @@ class _Image:
     was_reencoded: bool
 
 
-def collect_images(raw: Path, scratch: Path) -> Collection:
-    """Read class folders of images: `CLASS/...` or `{train,validation,test}/CLASS/...`.
+def collect_images(raw: Path, scratch: Path, target_column: str | None = None) -> Collection:
+    """Read images labelled by a table `labels.*`, or in folders: `CLASS/...` or `{train,validation,test}/CLASS/...`.
 
     Every image is decoded twice, by Pillow (which notices truncation) and by `tf.io.decode_image` (which is what the
     model will use); formats that only Pillow reads are stored as PNG.
 
     Args:
-        raw: Folder of class folders.
+        raw: Folder of class folders, or of images with a table of labels.
         scratch: Existing folder for re-encoded images; must outlive the use of the examples.
+        target_column: Column of class names in the table of labels; None guesses.
 
     Raises:
-        DataError: If the folder layout is ambiguous.
+        DataError: If the folder layout is ambiguous, or the table of labels cannot be used.
     """
     names = list(list_files(raw).files)
-    images = [name for name in names if is_image_name(name)]
-    has_splits = _has_split_folders(images)
     rejects: list[Reject] = []
-    ignored = len(names) - len(images)
-    work: list[tuple[str, str, str]] = []
-    for name in images:
-        folders = name.split("/")[:-1]
-        split = "train"
-        if has_splits and folders:
-            named = split_of(folders.pop(0))
-            if named is None:
-                ignored += 1
-                continue
-            split = named
-        if folders:
-            work.append((name, split, folders[0]))
-        else:
-            rejects.append(Reject(name, "is in no class folder, so it has no label"))
+    labels = read_labels(raw, names, target_column)
+    if labels is None:
+        work, ignored = _in_class_folders(names, rejects)
+    else:
+        work, ignored = labels.files, len(labels.ignored)
+        rejects += [Reject(name, reason) for name, reason in labels.rejects]
 
     progress = Progress(log, "checking images", len(work), "images")
     splits: dict[str, list[Example]] = {}
     short_sides_px, reencoded, rotated = {}, 0, 0
     # Both decoders release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(lambda item: _read_image(raw, scratch, *item), work):
+        for result in pool.map(lambda file: _read_image(raw, scratch, file), work):
             progress.advance(1)
             if isinstance(result, Reject):
                 rejects.append(result)
@@ -120,26 +112,48 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
         short_sides_px=short_sides_px,
         reencoded=reencoded,
         rotated=rotated,
+        columns=labels.columns if labels else {},
     )
+
+
+def _in_class_folders(names: Sequence[str], rejects: list[Reject]) -> tuple[list[LabelledFile], int]:
+    """Return the images in class folders, and how many files are ignored; images in none are added to `rejects`."""
+    images = [name for name in names if is_image_name(name)]
+    has_splits = _has_split_folders(images)
+    ignored = len(names) - len(images)
+    work: list[LabelledFile] = []
+    for name in images:
+        folders = name.split("/")[:-1]
+        split = "train"
+        if has_splits and folders:
+            named = split_of(folders.pop(0))
+            if named is None:
+                ignored += 1
+                continue
+            split = named
+        if folders:
+            work.append(LabelledFile(name, split, folders[0], ""))
+        else:
+            rejects.append(Reject(name, "is in no class folder, so it has no label"))
+    return work, ignored
 
 
 def collect_texts(raw: Path, text_column: str | None, target_column: str | None) -> Collection:
     """Read tables: `train.csv` with or without validation and test beside it, or a single table of any name.
 
     Args:
-        raw: Folder of tables (.csv or .tsv; separated by comma, semicolon or tab; UTF-8, byte order mark allowed).
+        raw: Folder of tables: .csv or .tsv (separated by comma, semicolon or tab), .jsonl or .ndjson, .parquet; UTF-8,
+            byte order mark allowed.
         text_column: Column of texts; None guesses.
         target_column: Column of class names; None guesses.
 
     Raises:
-        DataError: If there is no table, one is not UTF-8 or has no rows, or a column is missing.
+        DataError: If there is no table, two are for one split, one cannot be parsed or has no rows, or a column is
+            missing.
     """
     names = list(list_files(raw).files)
-    tables = [name for name in names if Path(name).suffix.lower() in TABLE_SUFFIXES]
-    if len(names) == 1:
-        by_split = {"train": names[0]}  # a single table may have any name and suffix
-    else:
-        by_split = {split: name for name in tables if (split := split_of(Path(name).stem)) is not None}
+    # A single table may have any name and suffix.
+    by_split = {"train": names[0]} if len(names) == 1 else tables_by_split(names)
     if "train" not in by_split:
         raise DataError(f"{raw} holds no train.csv; found {', '.join(names[:8]) or 'no file'}.")
 
@@ -197,12 +211,18 @@ def _read_rows(table: Table, text: str, target: str) -> Iterator[Example | Rejec
             yield Reject(name, "has no text", label)
 
 
-def _read_image(raw: Path, scratch: Path, name: str, split: str, target: str) -> _Image | Reject:
+def _read_image(raw: Path, scratch: Path, file: LabelledFile) -> _Image | Reject:
+    name = file.name
     content = (raw / name).read_bytes()
     try:
-        label = class_name(target)
+        label = class_name(file.target)
     except UnusableTarget as error:
-        return Reject(name, f"is in a class folder whose name cannot be a label: it {error}")
+        return Reject(
+            name,
+            f"{error} in {file.where}"
+            if file.where
+            else f"is in a class folder whose name cannot be a label: it {error}",
+        )
     digest = hashlib.sha256(content).hexdigest()
     try:
         inspection = inspect(content)
@@ -216,7 +236,7 @@ def _read_image(raw: Path, scratch: Path, name: str, split: str, target: str) ->
             _write_once(stored, png)
     except UnreadableImage as error:
         return Reject(name, str(error), label)
-    return _Image(split, Example(digest, name, label, stored), inspection, not suits_tensorflow)
+    return _Image(file.split, Example(digest, name, label, stored), inspection, not suits_tensorflow)
 
 
 def _tensorflow_reads(content: bytes) -> bool:

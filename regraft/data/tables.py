@@ -4,9 +4,12 @@ import codecs
 import csv
 import difflib
 import io
+import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from regraft.errors import DataError
 
@@ -18,11 +21,14 @@ TARGET_NAMES = ("label", "target", "class", "category", "intent", "labels", "sen
 _DELIMITERS = (",", ";", "\t")
 _SNIFFED_ROWS = 200
 _LARGEST_FIELD = 2**31 - 1
+_LARGEST_WHOLE = 2**53  # beyond it a float is no longer sure to be the whole number somebody wrote
+# Other ways to keep a table, which would pass for a very odd CSV.
+_OTHER_SUFFIXES = frozenset((".json", ".xls", ".xlsx", ".ods", ".xml", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A parsed table: rows are (line on which the row starts, fields)."""
+    """A parsed table: rows are (line on which the row starts, fields); of Parquet the number of the row, from 1."""
 
     name: str
     header: list[str]
@@ -30,12 +36,20 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read the table at `path`.
+    """Read the table at `path`: JSON Lines or Parquet if its suffix says so, else CSV (or TSV).
 
     Raises:
-        DataError: If it is not UTF-8, is empty or has no row below its column names.
+        DataError: If it cannot be parsed, or has no column or no row.
     """
-    header, rows = parse_csv(path.name, path.read_bytes())
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_SUFFIXES:
+        raise DataError(
+            f"{path.name} is not a table that can be read here; save it as CSV, TSV, JSON Lines (.jsonl) or Parquet."
+        )
+    parse = {".jsonl": parse_jsonl, ".ndjson": parse_jsonl, ".parquet": parse_parquet}.get(suffix, parse_csv)
+    header, rows = parse(path.name, path.read_bytes())
+    if not header:
+        raise DataError(f"{path.name} has no columns; it needs a text and a label for each example.")
     if not rows:
         raise DataError(f"{path.name} has column names ({quoted(header)}) and no rows below them.")
     return Table(path.name, header, rows)
@@ -96,15 +110,7 @@ def parse_csv(name: str, content: bytes) -> tuple[list[str], list[tuple[int, lis
     Raises:
         DataError: If it is not UTF-8, is empty, repeats a column name, or leaves a quotation mark open.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
-        raise DataError(
-            f"{name} is not UTF-8: byte 0x{content[error.start]:02x} on line {line}. Save it as UTF-8; "
-            f"`iconv -f {encoding} -t UTF-8 {name}` may do it."
-        ) from None
+    text = _decode(name, content)
     if not text.strip():
         raise DataError(f"{name} is empty; it needs a line of column names and a line for each example.")
     csv.field_size_limit(_LARGEST_FIELD)
@@ -115,10 +121,145 @@ def parse_csv(name: str, content: bytes) -> tuple[list[str], list[tuple[int, lis
             rows.append((line, fields))
     _refuse_open_quote(name, text, delimiter, rows[-1][0])
     header = [column.strip() for column in rows[0][1]]
+    _refuse_repeated(name, header)
+    return header, rows[1:]
+
+
+def parse_jsonl(name: str, content: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Parse a table of one JSON object a line; the columns are all keys that occur, in the order of their appearance.
+
+    Numbers are kept as they are written; true and false are those words; null, NaN and a missing key give "".
+
+    Raises:
+        DataError: If it is not UTF-8, is empty, or a line is no object of plain values; the message names the line.
+    """
+    objects: list[tuple[int, dict[str, str]]] = []
+    header: dict[str, None] = {}
+    for line, text in enumerate(_decode(name, content).split("\n"), 1):
+        if text.strip():
+            try:
+                values = _OBJECTS.decode(text)
+                cells = {key.strip(): _json_cell(key, value) for key, value in _pairs(values)}
+                "".join((*cells, *cells.values())).encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{name}, line {line}: has half of a surrogate pair (\\ud800 to \\udfff).") from None
+            except RecursionError:
+                raise DataError(f"{name}, line {line}: is nested too deeply.") from None
+            except ValueError as error:  # JSONDecodeError is one too
+                raise DataError(f"{name}, line {line}: {error}. Each line must be one JSON object.") from None
+            objects.append((line, cells))
+            header.update(dict.fromkeys(cells))
+    if not objects:
+        raise DataError(f"{name} is empty; it needs a line with a JSON object for each example.")
+    return list(header), [(line, [cells.get(key, "") for key in header]) for line, cells in objects]
+
+
+def parse_parquet(name: str, content: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Parse a Parquet file; rows are numbered from 1.
+
+    Whole numbers are written as such even in a column of floats (pandas makes those where a value is missing), true and
+    false are those words, null and NaN give "".
+
+    Raises:
+        DataError: If it is no Parquet file, is damaged, or has a column of nested values or bytes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+        table.validate(full=True)
+        columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # an OSError of bytes in memory is of them
+        raise DataError(
+            f"{name} is no Parquet file that can be read ({str(error).splitlines()[0]}); write it again, or use CSV."
+        ) from None
+    for column in table.schema:
+        if pa.types.is_nested(column.type) or _holds_bytes(pa, column.type):
+            raise DataError(
+                f"{name}: column {column.name!r} holds {column.type}, and a cell must be a text, a number or true or "
+                "false; write the file again without it."
+            )
+    header = [column.strip() for column in table.column_names]
+    _refuse_repeated(name, header)
+    return header, [(number, list(cells)) for number, cells in enumerate(zip(*columns, strict=True), 1)]
+
+
+def _decode(name: str, content: bytes) -> str:
+    """Return `content` as text.
+
+    Raises:
+        DataError: If it is not UTF-8 (a byte order mark is allowed); the message names the line.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
+        raise DataError(
+            f"{name} is not UTF-8: byte 0x{content[error.start]:02x} on line {line}. Save it as UTF-8; "
+            f"`iconv -f {encoding} -t UTF-8 {name}` may do it."
+        ) from None
+
+
+def _refuse_repeated(name: str, header: Sequence[str]) -> None:
     repeated = sorted({column for column in header if column and header.count(column) > 1})
     if repeated:
         raise DataError(f"{name} has more than one column called {quoted(repeated)}; give each its own name.")
-    return header, rows[1:]
+
+
+class _Pairs(tuple[tuple[str, Any], ...]):
+    """The keys and values of a JSON object, repeated keys and all; told from an array by its type."""
+
+    __slots__ = ()
+
+
+_OBJECTS = json.JSONDecoder(
+    object_pairs_hook=_Pairs,
+    parse_int=str,
+    parse_float=str,
+    parse_constant=lambda constant: None if constant == "NaN" else constant,
+)
+
+
+def _pairs(value: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(value, _Pairs):
+        raise ValueError("holds no object")  # noqa: TRY004 (the input is wrong, not a call)
+    keys = [key.strip() for key, _ in value]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"has a key twice: {quoted(sorted({key for key in keys if keys.count(key) > 1}))}")
+    return value
+
+
+def _json_cell(key: str, value: Any) -> str:
+    if isinstance(value, _Pairs | list):
+        raise ValueError(  # noqa: TRY004
+            f"{key!r} holds {'an object' if isinstance(value, _Pairs) else 'an array'}, and a cell must be a text, a "
+            "number, true, false or null"
+        )
+    return _cell(value)
+
+
+def _cell(value: Any) -> str:
+    """Return a plain value as a table's cell."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_WHOLE:
+        return str(int(value))
+    return str(value)
+
+
+def _holds_bytes(pa: Any, kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
 
 
 def _by_name(header: Sequence[str], names: Sequence[str], *, except_for: str | None) -> str | None:

@@ -47,7 +47,7 @@ def _nothing(collection: Collection) -> list[str]:
     if collection.rejects:
         return ["no usable example is left"]
     layout = (
-        "images stand in one folder per class (CLASS/picture.jpg, or train/CLASS/picture.jpg)"
+        "images stand in one folder per class (CLASS/picture.jpg, or train/CLASS/picture.jpg) or beside a labels.csv"
         if collection.kind == "image"
         else "a table needs a line of column names and a line for each example"
     )

@@ -130,7 +130,7 @@ def test_names_that_are_not_utf8_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("tfds:mnist", "not one of package:mnist5k, folder:DIR"),
+        ("zoo:mnist", "not one of package:mnist5k, folder:DIR"),
         ("foldr:pictures", "Did you mean `folder:pictures`"),
         ("pictures", "lacks its scheme; write `folder:pictures`"),
         ("table.csv", "lacks its scheme; write `csv:table.csv`"),
@@ -138,6 +138,9 @@ def test_names_that_are_not_utf8_are_listed(tmp_path):
         ("folder:pictres", "Did you mean .*pictures"),
         ("folder:no/such/place", "nearest folder that exists is .* holds .*pictures"),
         ("folder:table.csv", "write `csv:table.csv`"),
+        ("table:table.cvs", "Did you mean .*table.csv"),
+        ("folder:photos.7z", r"unpack it first, unless it is one of \.zip"),
+        ("photos.zip", "lacks its scheme; write `folder:photos.zip`"),
         ("folder:..", "contains the project"),
         ("folder:.", "contains the project"),
         ("folder:data/raw/cats", "keeps what its stages make"),
@@ -152,7 +155,8 @@ def test_a_source_that_cannot_be_is_explained(tmp_path, source, message):
     write(project / "pictures" / "cat" / "1.png")
     write(project / "data" / "raw" / "cats" / "1.png")
     write(project / "tables" / "other.csv")
-    write(project / "table.csv")
+    for name in ("table.csv", "photos.7z", "photos.zip"):
+        write(project / name)
     for name in ("train", "val", "dev"):
         write(project / "twice" / f"{name}.csv")
     with pytest.raises(DataError, match=message):
@@ -160,9 +164,16 @@ def test_a_source_that_cannot_be_is_explained(tmp_path, source, message):
 
 
 def test_a_folder_of_tables_takes_the_splits_and_leaves_the_rest(tmp_path):
-    for name in ("Train.csv", "valid.tsv", "test.csv", "notes.csv", "README.txt"):
+    for name in ("Train.csv", "valid.JSONL", "test.parquet", "notes.csv", "README.txt"):
         write(tmp_path / "tables" / name)
-    assert list(parse("csv:tables", tmp_path).listing.files) == ["Train.csv", "test.csv", "valid.tsv"]
+    assert list(parse("csv:tables", tmp_path).listing.files) == ["Train.csv", "test.parquet", "valid.JSONL"]
+
+
+def test_table_is_another_word_for_csv(tmp_path):
+    write(tmp_path / "words.jsonl")
+    source = parse("table:words.jsonl", tmp_path)
+    assert source.scheme == "csv"
+    assert source.fingerprint(tmp_path / "a.json") == fingerprint("csv:words.jsonl", tmp_path, "b.json")
 
 
 def test_the_kind_is_guessed_from_names(tmp_path):
