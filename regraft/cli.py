@@ -26,6 +26,7 @@ app.add_typer(data)
 Root = Annotated[Path, typer.Option("--root", help="The project's folder.", show_default="this folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 HERE = Path()
+_PAIRS_SHOWN = 50
 
 
 def main() -> None:
@@ -261,6 +262,48 @@ def diff(
     for row in report["drift"]:
         verdict = "DRIFTED" if row["drifted"] else "no drift"
         typer.echo(f"{verdict:<8}  {row['what']}: {row['effect']} {row['size']:+.3f}, {row['test']} p = {row['p']:.2g}")
+
+
+@data.command()
+def audit(
+    root: Root = HERE,
+    as_json: AsJson = False,
+    near: Annotated[bool, typer.Option(help="Also look for near copies.")] = True,
+) -> None:
+    """Find copies: exact and near ones, with other labels, across splits.
+
+    Reads the prepared data; without any, the source as it stands, in its own splits. Of k exact copies the first by
+    name is paired with each of the k - 1 others; near copies are paired by the first of each.
+    """
+    from regraft.data.project_audit import audit_project
+    from regraft.quiet import without_noise
+
+    with without_noise():
+        found = audit_project(Paths(root.resolve()), near=near)
+    if as_json:
+        _print_json(found.as_json())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("copies", "example", "split", "label", "example", "split", "label"):
+        table.add_column(heading, overflow="fold")
+    for kind, pairs in (("exact", found.exact), ("near", found.near)):
+        for one, other in pairs[:_PAIRS_SHOWN]:
+            cells = (one.name, one.split, one.label, other.name, other.split, other.label)
+            table.add_row(kind, *(cell.replace("[", r"\[") for cell in cells))
+        if len(pairs) > _PAIRS_SHOWN:
+            table.add_row(kind, f"and {len(pairs) - _PAIRS_SHOWN} more pairs (--json lists all)", *([""] * 5))
+    if table.row_count:
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    across = "".join(f", {count} across {splits}" for splits, count in found.across_by_splits().items())
+    typer.echo(
+        f"{found.members} examples: {len(found.exact)} pair(s) of exact copies, "
+        f"{f'{len(found.near)} of near ones' if near else 'near ones not looked for'}; "
+        f"{len(found.conflicts)} exact and {len(found.near_conflicts)} near with different labels; "
+        f"{len(found.across)} in different splits{across}"
+    )
 
 
 def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> None:

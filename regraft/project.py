@@ -6,7 +6,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from regraft.backbones import catalogue
-from regraft.data import sources, tfds
+from regraft.data import sources
+from regraft.data.fetch import kind_of
 from regraft.errors import RegraftError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import check_settings
@@ -34,7 +35,7 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
         raise RegraftError(f"--kind must be image, text or auto, got {kind!r}.")
     found = sources.parse(source, Path.cwd(), paths.root)
     if kind == "auto":
-        kind = tfds.kind_of(found) if found.scheme == "tfds" else sources.guess_kind(found)
+        kind = kind_of(found)
 
     yaml = YAML()
     yaml.width = 200

@@ -42,6 +42,7 @@ class PreprocessSettings(Section):
     test_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.2
     min_examples_per_class: Annotated[int, Field(ge=3)] = 3
     max_rejected_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.02
+    leaks: Literal["report", "drop", "refuse"] = "report"
 
 
 class BackboneSettings(Section):

@@ -2,9 +2,8 @@
 
 import logging
 
-from regraft.data import tfds
-from regraft.data.fetch import fetch
-from regraft.data.sources import guess_kind, parse
+from regraft.data.fetch import fetch, kind_of
+from regraft.data.sources import parse
 from regraft.files import replace_directory, write_json
 from regraft.paths import Paths
 from regraft.settings import DownloadSettings
@@ -15,8 +14,7 @@ log = logging.getLogger(__name__)
 def run(download: DownloadSettings, paths: Paths) -> None:
     """Copy, unpack or export `download.source` to data/raw, write reports/download.json."""
     source = parse(download.source, paths.root)
-    # Raises before anything is copied if nothing in it can be used.
-    tfds.kind_of(source) if source.scheme == "tfds" else guess_kind(source)
+    kind_of(source)  # raises before anything is copied if nothing in it can be used
     with replace_directory(paths.raw) as directory:
         facts = fetch(source, directory)
     write_json(paths.reports / "download.json", facts)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regraft.data.audit import Audit, Member, audit, find_copies
 from regraft.data.examples import Collection, collect_images, collect_texts
 from regraft.data.records import Example, write_prepared
 from regraft.data.sources import describe_suffixes, is_image_name, list_files
-from regraft.data.splits import complete
+from regraft.data.splits import complete, group
 from regraft.data.validation import check
 from regraft.errors import DataError
 from regraft.files import replace_directory, write_json
@@ -19,6 +20,8 @@ from regraft.paths import Paths
 from regraft.settings import PreprocessSettings
 
 log = logging.getLogger(__name__)
+
+_LEAKS_SHOWN = 20
 
 
 def run(preprocess: PreprocessSettings, paths: Paths) -> None:
@@ -31,14 +34,32 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             collection = collect_images(paths.raw, Path(scratch), preprocess.target_column)
         else:
             collection = collect_texts(paths.raw, preprocess.text_column, preprocess.target_column)
+        examples = [example for held in collection.splits.values() for example in held]
+        copies = find_copies(kind, (example.content for example in examples))
+        content_of = {example.name: content for example, content in zip(examples, copies.contents, strict=True)}
+        pairs = copies.id_pairs([example.id for example in examples])
         splits = complete(
             collection.splits,
             validation_fraction=preprocess.validation_fraction,
             test_fraction=preprocess.test_fraction,
+            groups=group([example.id for example in collection.splits.get("train", ())], pairs),
         )
+        found = audit(
+            [
+                Member(example.name, split, example.label, content_of[example.name])
+                for split, held in splits.items()
+                for example in held
+            ],
+            copies.near,
+        )
+        dropped = {member.name for member in found.to_drop} if preprocess.leaks == "drop" else set()
+        splits = {split: [e for e in held if e.name not in dropped] for split, held in splits.items()}
         labels = sort_labels({example.label for examples in splits.values() for example in examples})
         report = paths.reports / "data.json"
-        write_json(report, describe(collection, splits, labels))
+        leakage = found.report(preprocess.leaks, sorted(dropped))
+        write_json(report, {**describe(collection, splits, labels), "leakage": leakage})
+        if preprocess.leaks == "refuse":
+            _refuse(found, str(report.relative_to(paths.root)))
         check(
             collection,
             splits,
@@ -50,6 +71,12 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             write_prepared(directory, kind, labels, splits)
     if collection.columns:
         log.info("columns: %s", ", ".join(f"{name!r} for the {role}" for role, name in collection.columns.items()))
+    if found.across:
+        log.warning(
+            "%d pair(s) of copies stood across splits (%s); %s", len(found.across),
+            ", ".join(f"{count} {both}" for both, count in found.across_by_splits().items()),
+            f"{len(dropped)} example(s) were dropped" if dropped else "`regraft data audit` lists them",
+        )  # fmt: skip
     if collection.rejects:
         log.warning("%d example(s) set aside; the reasons are in reports/data.json", len(collection.rejects))
     log.info(
@@ -97,6 +124,25 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
             for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
         }
     return report
+
+
+def _refuse(found: Audit, report: str) -> None:
+    """Raise if there are copies across splits.
+
+    Raises:
+        DataError: With the first of them.
+    """
+    if not found.across:
+        return
+    shown = "".join(
+        f"\n    {one.name} ({one.split}) and {other.name} ({other.split})" for one, other in found.across[:_LEAKS_SHOWN]
+    )
+    rest = len(found.across) - _LEAKS_SHOWN
+    raise DataError(
+        f"{len(found.across)} pair(s) of copies stand in different splits, and preprocess.leaks is 'refuse'. Take them "
+        f"out of the source, or write `leaks: drop` or `leaks: report`; {report} lists them:{shown}"
+        + (f"\n    ... and {rest} more" if rest > 0 else "")
+    )
 
 
 def sort_labels(labels: set[str]) -> list[str]:

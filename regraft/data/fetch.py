@@ -12,12 +12,29 @@ import numpy as np
 from PIL import Image
 
 from regraft.data import archives, tfds
-from regraft.data.sources import PACKAGES, Source, describe_suffixes, hash_file, is_table_name, tables_by_split
+from regraft.data.sources import (
+    PACKAGES,
+    Source,
+    describe_suffixes,
+    guess_kind,
+    hash_file,
+    is_table_name,
+    tables_by_split,
+)
 from regraft.errors import DataError
 from regraft.files import require_room
 from regraft.progress import Progress
 
 log = logging.getLogger(__name__)
+
+
+def kind_of(source: Source) -> str:
+    """Return the kind of data `source` holds: by the names of its files, or by what TFDS says of its dataset.
+
+    Raises:
+        DataError: If there is no telling, or nothing in it that can be used; nothing is copied or downloaded.
+    """
+    return tfds.kind_of(source) if source.scheme == "tfds" else guess_kind(source)
 
 
 def fetch(source: Source, directory: Path) -> dict[str, Any]:

@@ -73,6 +73,17 @@ def to_png(content: bytes) -> bytes:
     Raises:
         UnreadableImage: If it cannot be read, or its pixels have no known range (32-bit and floating-point images).
     """
+    buffer = io.BytesIO()
+    to_rgb(content).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def to_rgb(content: bytes) -> Image.Image:
+    """Return the pixels that `to_png` would store.
+
+    Raises:
+        UnreadableImage: As `to_png` does.
+    """
     image = _decode(content)
     if image.mode in ("I", "F"):
         raise UnreadableImage(
@@ -80,9 +91,7 @@ def to_png(content: bytes) -> bytes:
         )
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
+    return image.convert("RGB")
 
 
 def _decode(content: bytes) -> Image.Image:

@@ -1,29 +1,35 @@
 """Splits: pure functions of the examples' ids, so that adding data moves no example and copies stay together."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from regraft.data.records import SPLITS, Example
 
 
 def complete(
-    own: Mapping[str, Sequence[Example]], *, validation_fraction: float, test_fraction: float
+    own: Mapping[str, Sequence[Example]],
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, list[Example]]:
     """Return train, validation and test, keeping the source's own splits and taking missing ones out of its train.
 
     Each id has a fixed place in [0, 1). Ids below `test_fraction` are test, the next `validation_fraction` validation,
-    the rest train, so an example stays where it is whatever is added. Copies share an id, hence a split. One exception:
-    a class with enough different examples for every split (three, if two splits are made) and none in one of them gives
-    it the one whose place is nearest; when such a tiny class grows, that example may go back.
+    the rest train, so an example stays where it is whatever is added. Copies share an id, hence a split. A group of ids
+    has one place, that of its key, hence one split; see `group`. One exception: a class with enough different examples
+    (or groups) for every split (three, if two splits are made) and none in one of them gives it the one whose place is
+    nearest; when such a tiny class grows, that example may go back.
 
     Args:
         own: The source's splits; "train" among them, unless there is no example at all.
         validation_fraction: Share of the source's train split for validation, in (0, 0.5).
         test_fraction: Share of it for test, in (0, 0.5).
+        groups: The key of the group an id of "train" belongs to; ids that are not in it stand alone.
     """
     fractions = {"test": test_fraction, "validation": validation_fraction}
     missing = {split: fraction for split, fraction in fractions.items() if not own.get(split)}
-    chosen = assign(own.get("train", ()), fractions, tuple(missing))
+    chosen = assign(own.get("train", ()), fractions, tuple(missing), groups or {})
     splits: dict[str, list[Example]] = {split: list(own.get(split, ())) for split in SPLITS}
     splits["train"] = []
     for example in own.get("train", ()):
@@ -31,19 +37,76 @@ def complete(
     return splits
 
 
-def assign(examples: Sequence[Example], fractions: Mapping[str, float], wanted: Sequence[str]) -> dict[str, str]:
+def group(
+    ids: Iterable[str], copies: Iterable[tuple[str, str]], keys: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return a group key for each id that must share its split with another: a copy, or one with the same key.
+
+    A group that has `keys` (a speaker, a patient) goes by the smallest of them, any other by its smallest id. So adding
+    examples moves none of a group with a key, and none without copies. Where a new copy joins a group, two groups
+    become one, and one of them must go where the other is: the one with the larger key moves, unless both fall in one
+    split anyway. Nothing but the data at hand decides, not the order in which it came.
+
+    Args:
+        ids: All ids; copies by the byte share one.
+        copies: Pairs of ids that are copies of each other; pairs with an id that is not among `ids` do not count.
+        keys: What else ids may have in common, by id.
+    """
+    keys = keys or {}
+    parent = {identity: identity for identity in ids}
+
+    def root(identity: str) -> str:
+        while parent[identity] != identity:
+            parent[identity] = parent[parent[identity]]
+            identity = parent[identity]
+        return identity
+
+    def join(one: str, other: str) -> None:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+
+    for one, other in copies:
+        if one in parent and other in parent:
+            join(one, other)
+    first_with: dict[str, str] = {}
+    for identity in parent:
+        if identity in keys:
+            join(identity, first_with.setdefault(keys[identity], identity))
+    key_of: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for identity in parent:
+        top = root(identity)
+        sizes[top] = sizes.get(top, 0) + 1
+        if identity in keys:
+            key_of[top] = min(f"key {keys[identity]}", key_of.get(top, f"key {keys[identity]}"))
+    return {
+        identity: key_of.get(top, top)
+        for identity, top in ((identity, root(identity)) for identity in parent)
+        if top in key_of or sizes[top] > 1
+    }
+
+
+def assign(
+    examples: Sequence[Example],
+    fractions: Mapping[str, float],
+    wanted: Sequence[str],
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Return "train" or one of the `wanted` splits for each id.
 
     Args:
-        examples: Labelled examples; copies count once, under the first of their labels.
+        examples: Labelled examples; copies, and the members of a group, count once, under the first of their labels.
         fractions: Share of [0, 1) for each split, in this order from 0; also of splits that are not wanted, whose share
             then belongs to train. So a split does not move when another one arrives with the source.
         wanted: Splits to make.
+        groups: The key of the group an id belongs to, if it belongs to one.
     """
+    groups = groups or {}
     classes: dict[str, list[str]] = {}
     label_of: dict[str, str] = {}
     for example in examples:
-        label_of[example.id] = min(example.label, label_of.get(example.id, example.label))
+        unit = groups.get(example.id, example.id)
+        label_of[unit] = min(example.label, label_of.get(unit, example.label))
     for identity, label in label_of.items():
         classes.setdefault(label, []).append(identity)
 
@@ -56,7 +119,7 @@ def assign(examples: Sequence[Example], fractions: Mapping[str, float], wanted: 
             chosen[ordered[-1]] = "train"
         else:
             _fill_empty(ordered, chosen, fractions, wanted)
-    return chosen
+    return {example.id: chosen[groups.get(example.id, example.id)] for example in examples}
 
 
 def place(identity: str) -> float:

@@ -188,6 +188,7 @@ def _warnings(facts: Facts) -> list[str]:
             f"{_things(conflicting, 'example')} {'come' if conflicting > 1 else 'comes'} repeatedly, with different "
             "labels."
         )
+    warnings += _leakage_warnings(facts.data)
     per_class = facts.metrics["test"]["per_class"]
     few = [name for name, row in per_class.items() if row["examples"] < 10]
     if few:
@@ -197,6 +198,24 @@ def _warnings(facts: Facts) -> list[str]:
         )
     if facts.metrics["test"]["accuracy"]["low"] <= facts.metrics["majority"]["test"]["accuracy"]["value"]:
         warnings.append("This model is not clearly better than always giving the same answer.")
+    return warnings
+
+
+def _leakage_warnings(data: Mapping[str, Any]) -> list[str]:
+    """Return what the audit found beyond copies to the byte, which have warnings of their own."""
+    leakage = data.get("leakage")
+    if leakage is None:
+        return []
+    warnings = []
+    dropped = leakage["dropped"]["examples"]
+    if (across := leakage["across_splits"]) and not dropped:
+        by = ", ".join(f"{_count(number)} across {splits}" for splits, number in leakage["across_by_splits"].items())
+        warnings.append(
+            f"{_things(across, 'pair')} of exact or near copies {'stand' if across > 1 else 'stands'} in different "
+            f"splits ({by}), so the score may be too good; `regraft data audit` lists them."
+        )
+    if conflicts := leakage["near_conflicts"]["pairs"]:
+        warnings.append(f"{_things(conflicts, 'pair')} of near copies {'have' if conflicts > 1 else 'has'} two labels.")
     return warnings
 
 
@@ -247,6 +266,9 @@ def _data_facts(facts: Facts) -> list[tuple[str, str]]:
         ("set aside", _things(len(data["rejects"]), "unusable example")),
         ("exact copies", f"{_count(duplicates['extra_copies'])}, {_count(duplicates['across_splits'])} across splits"),
     ]
+    if leakage := data.get("leakage"):
+        rows.append(("near copies", _things(leakage["near"]["pairs"], "pair")))
+        rows.append(("dropped as copies", _things(leakage["dropped"]["examples"], "example")))
     if data["kind"] == "image":
         rows.append(("median size", f"{data['median_short_side_px']:.0f} px (shorter side)"))
     else:

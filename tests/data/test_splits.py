@@ -1,13 +1,14 @@
 """Making the splits that a source lacks."""
 
 import hashlib
+from typing import Any
 
 import pytest
 
 from regraft.data.records import Example
 from regraft.data.splits import assign, complete, place
 
-FRACTIONS = {"validation_fraction": 0.15, "test_fraction": 0.2}
+FRACTIONS: Any = {"validation_fraction": 0.15, "test_fraction": 0.2}
 
 
 def examples(label, count, start=0):

@@ -1,0 +1,76 @@
+"""Auditing a project: its prepared data, or its source if nothing is prepared yet."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from regraft.data import sources
+from regraft.data.audit import Audit, Content, Member, audit, find_copies
+from regraft.data.examples import collect_images, collect_texts
+from regraft.data.fetch import fetch, kind_of
+from regraft.data.records import Split, open_split, read_info
+from regraft.errors import DataError
+from regraft.paths import Paths
+from regraft.settings import Settings, load_settings
+
+_ROWS_AT_ONCE = 256
+
+
+def audit_project(paths: Paths, *, near: bool = True) -> Audit:
+    """Return what the audit of the project's prepared data finds, or else of its source in its own splits.
+
+    Args:
+        paths: The project.
+        near: Whether to look for near copies too.
+
+    Raises:
+        RegraftError: If settings, source or prepared data cannot be used.
+    """
+    settings = load_settings(paths.params)
+    if paths.prepared.is_dir():
+        return _audit_prepared(paths.prepared, near=near)
+    paths.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="audit-") as scratch:
+        return _audit_source(settings, paths, Path(scratch), near=near)
+
+
+def _audit_prepared(prepared: Path, *, near: bool) -> Audit:
+    info = read_info(prepared)
+    splits = {split: open_split(prepared, split) for split in info.counts}
+    copies = find_copies(info.kind, _contents(list(splits.values())), near=near)
+    places = [(split, row) for split, rows in splits.items() for row in range(len(rows))]
+    members = [
+        Member(splits[split].names[row], split, info.labels[splits[split].labels[row]], content)
+        for (split, row), content in zip(places, copies.contents, strict=True)
+    ]
+    return audit(members, copies.near)
+
+
+def _contents(splits: Sequence[Split]) -> Iterator[Content]:
+    """Yield every row's content in order, a few read at a time."""
+    for split in splits:
+        for start in range(0, len(split), _ROWS_AT_ONCE):
+            yield from split.inputs(range(start, min(start + _ROWS_AT_ONCE, len(split))))
+
+
+def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool) -> Audit:
+    raw = paths.raw
+    source = sources.parse(settings.download.source, paths.root)
+    if not raw.is_dir():
+        raw = scratch / "raw"
+        raw.mkdir()
+        fetch(source, raw)
+    (scratch / "png").mkdir()
+    if kind_of(source) == "image":
+        collection = collect_images(raw, scratch / "png", settings.preprocess.target_column)
+    else:
+        collection = collect_texts(raw, settings.preprocess.text_column, settings.preprocess.target_column)
+    places = [(split, example) for split, held in collection.splits.items() for example in held]
+    if not places:
+        raise DataError(f"source {settings.download.source!r} holds no example that can be used.")
+    copies = find_copies(collection.kind, (example.content for _, example in places), near=near)
+    members = [
+        Member(example.name, split, example.label, content)
+        for (split, example), content in zip(places, copies.contents, strict=True)
+    ]
+    return audit(members, copies.near)
