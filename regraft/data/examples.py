@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from regraft.data.images import Inspection, UnreadableImage, inspect, to_png
 from regraft.data.records import Example
 from regraft.data.sources import TABLE_SUFFIXES, is_image_name, list_files, split_of
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_columns, quoted, read_table
-from regraft.data.targets import UnusableTarget, class_name
+from regraft.data.targets import CLASSIFICATION, TargetReader, UnusableTarget, reader_for
 from regraft.errors import DataError
 from regraft.progress import Progress
 
@@ -42,7 +42,9 @@ class Collection:
         short_sides_px: Smaller of width and height of each image kept, by id.
         reencoded: Images stored as PNG because TensorFlow does not read the format they came in.
         rotated: Images whose EXIF orientation is not applied.
-        columns: Table column taken for "text" and for "target"; empty for images.
+        columns: Table column taken for "text" and for "target" (several with commas); empty for images.
+        task: "classification", "multilabel" or "regression".
+        target_names: Names of the values of every example's target; none for classes.
     """
 
     kind: str
@@ -53,6 +55,8 @@ class Collection:
     reencoded: int = 0
     rotated: int = 0
     columns: dict[str, str] = field(default_factory=dict)
+    task: str = CLASSIFICATION
+    target_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,10 @@ class _Image:
     was_reencoded: bool
 
 
-def collect_images(raw: Path, scratch: Path) -> Collection:
+def collect_images(raw: Path, scratch: Path, *, task: str = CLASSIFICATION, rare_below: int = 3) -> Collection:
     """Read class folders of images: `CLASS/...` or `{train,validation,test}/CLASS/...`.
+
+    A folder's name is a class unless `task` says that it is a number (regression) or several labels (`a|b`).
 
     Every image is decoded twice, by Pillow (which notices truncation) and by `tf.io.decode_image` (which is what the
     model will use); formats that only Pillow reads are stored as PNG.
@@ -74,9 +80,11 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
     Args:
         raw: Folder of class folders.
         scratch: Existing folder for re-encoded images; must outlive the use of the examples.
+        task: As in the settings; "auto" is classification.
+        rare_below: See `reader_for`.
 
     Raises:
-        DataError: If the folder layout is ambiguous.
+        DataError: If the folder layout is ambiguous, or folder names are not what the task asks for.
     """
     names = list(list_files(raw).files)
     images = [name for name in names if is_image_name(name)]
@@ -98,12 +106,15 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
         else:
             rejects.append(Reject(name, "is in no class folder, so it has no label"))
 
+    reader = reader_for(
+        CLASSIFICATION if task == "auto" else task, {"value": [target for _, _, target in work]}, rare_below=rare_below
+    )
     progress = Progress(log, "checking images", len(work), "images")
     splits: dict[str, list[Example]] = {}
     short_sides_px, reencoded, rotated = {}, 0, 0
     # Both decoders release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(lambda item: _read_image(raw, scratch, *item), work):
+        for result in pool.map(lambda item: _read_image(raw, scratch, reader, *item), work):
             progress.advance(1)
             if isinstance(result, Reject):
                 rejects.append(result)
@@ -120,16 +131,27 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
         short_sides_px=short_sides_px,
         reencoded=reencoded,
         rotated=rotated,
+        task=reader.task,
+        target_names=reader.names,
     )
 
 
-def collect_texts(raw: Path, text_column: str | None, target_column: str | None) -> Collection:
+def collect_texts(
+    raw: Path,
+    text_column: str | None,
+    target_column: str | Sequence[str] | None,
+    *,
+    task: str = "auto",
+    rare_below: int = 3,
+) -> Collection:
     """Read tables: `train.csv` with or without validation and test beside it, or a single table of any name.
 
     Args:
         raw: Folder of tables (.csv or .tsv; separated by comma, semicolon or tab; UTF-8, byte order mark allowed).
         text_column: Column of texts; None guesses.
-        target_column: Column of class names; None guesses.
+        target_column: Column of targets, or several; None guesses one.
+        task: As in the settings; "auto" decides by the cells of train, see `reader_for`.
+        rare_below: See `reader_for`.
 
     Raises:
         DataError: If there is no table, one is not UTF-8 or has no rows, or a column is missing.
@@ -145,10 +167,14 @@ def collect_texts(raw: Path, text_column: str | None, target_column: str | None)
 
     parsed = {split: read_table(raw / name) for split, name in by_split.items()}
     train = parsed["train"]
-    text, target = choose_columns(
-        train.name, train.header, [fields for _, fields in train.rows], text_column, target_column
-    )
-    if {text, target}.isdisjoint((text_column, target_column, *TEXT_NAMES, *TARGET_NAMES)):
+    named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
+    rows = [fields for _, fields in train.rows]
+    text, target = choose_columns(train.name, train.header, rows, text_column, named[0] if named else None)
+    for other in named[1:]:
+        choose_columns(train.name, train.header, rows, text, other)  # it must exist, and be another one
+    targets = tuple(named) or (target,)
+    reader = _reader(train, targets, task, rare_below)
+    if {text, target}.isdisjoint((text_column, *named, *TEXT_NAMES, *TARGET_NAMES)):
         log.warning(
             "took column %r for the text and %r for the label, judging by their values; if %s has no line of column "
             "names, its first example was taken for one: add such a line",
@@ -157,14 +183,14 @@ def collect_texts(raw: Path, text_column: str | None, target_column: str | None)
     splits: dict[str, list[Example]] = {}
     rejects: list[Reject] = []
     for split, table in parsed.items():
-        missing = [column for column in (text, target) if column not in table.header]
+        missing = [column for column in (text, *targets) if column not in table.header]
         if missing:
             raise DataError(
                 f"{table.name} has no column {missing[0]!r}, which {train.name} has; its columns are "
                 f"{quoted(table.header)}. Every table needs the text and the label; without labels it cannot serve as "
                 f"{split} split."
             )
-        for result in _read_rows(table, text, target):
+        for result in _read_rows(table, text, reader):
             if isinstance(result, Reject):
                 rejects.append(result)
             else:
@@ -174,12 +200,28 @@ def collect_texts(raw: Path, text_column: str | None, target_column: str | None)
         splits=splits,
         rejects=rejects,
         ignored_files=len(names) - len(by_split),
-        columns={"text": text, "target": target},
+        columns={"text": text, "target": ", ".join(targets)},
+        task=reader.task,
+        target_names=reader.names,
     )
 
 
-def _read_rows(table: Table, text: str, target: str) -> Iterator[Example | Reject]:
-    text_place, target_place = table.header.index(text), table.header.index(target)
+def _reader(train: Table, targets: tuple[str, ...], task: str, rare_below: int) -> TargetReader:
+    """Return the reader of `targets`, after deciding the task by the whole rows of `train` that have a target."""
+    places = [train.header.index(column) for column in targets]
+    rows = [fields for _, fields in train.rows if len(fields) == len(train.header)]
+    reader = reader_for(
+        task, {column: [row[place] for row in rows] for column, place in zip(targets, places, strict=True)},
+        rare_below=rare_below,
+    )  # fmt: skip
+    if task == "auto" and reader.task != CLASSIFICATION:
+        log.info("took %s for the task, judging by the values of %s", reader.task, quoted(targets))
+    return reader
+
+
+def _read_rows(table: Table, text: str, reader: TargetReader) -> Iterator[Example | Reject]:
+    text_place = table.header.index(text)
+    target_places = [table.header.index(column) for column in reader.columns]
     for line, fields in table.rows:
         name = f"{table.name}:{line}"
         if len(fields) != len(table.header):
@@ -187,20 +229,22 @@ def _read_rows(table: Table, text: str, target: str) -> Iterator[Example | Rejec
             continue
         content = fields[text_place]
         try:
-            label = class_name(fields[target_place])
+            target = reader.read([fields[place] for place in target_places])
         except UnusableTarget as error:
             yield Reject(name, str(error))
             continue
         if content.strip():
-            yield Example(hashlib.sha256(content.encode()).hexdigest(), name, label, content)
+            yield Example(hashlib.sha256(content.encode()).hexdigest(), name, target.label, content, target.values)
         else:
-            yield Reject(name, "has no text", label)
+            yield Reject(name, "has no text", target.label)
 
 
-def _read_image(raw: Path, scratch: Path, name: str, split: str, target: str) -> _Image | Reject:
+def _read_image(
+    raw: Path, scratch: Path, reader: TargetReader, name: str, split: str, folder: str
+) -> _Image | Reject:
     content = (raw / name).read_bytes()
     try:
-        label = class_name(target)
+        target = reader.read([folder])
     except UnusableTarget as error:
         return Reject(name, f"is in a class folder whose name cannot be a label: it {error}")
     digest = hashlib.sha256(content).hexdigest()
@@ -211,12 +255,14 @@ def _read_image(raw: Path, scratch: Path, name: str, split: str, target: str) ->
         if not suits_tensorflow:
             png = to_png(content)
             if not _tensorflow_reads(png):
-                return Reject(name, "cannot be decoded by TensorFlow", label)
+                return Reject(name, "cannot be decoded by TensorFlow", target.label)
             stored = scratch / f"{digest}.png"
             _write_once(stored, png)
     except UnreadableImage as error:
-        return Reject(name, str(error), label)
-    return _Image(split, Example(digest, name, label, stored), inspection, not suits_tensorflow)
+        return Reject(name, str(error), target.label)
+    return _Image(
+        split, Example(digest, name, target.label, stored, target.values), inspection, not suits_tensorflow
+    )
 
 
 def _tensorflow_reads(content: bytes) -> bool:

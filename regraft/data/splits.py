@@ -43,7 +43,8 @@ def assign(examples: Sequence[Example], fractions: Mapping[str, float], wanted: 
     classes: dict[str, list[str]] = {}
     label_of: dict[str, str] = {}
     for example in examples:
-        label_of[example.id] = min(example.label, label_of.get(example.id, example.label))
+        label = "" if example.values else example.label  # values are no classes: their examples are one group
+        label_of[example.id] = min(label, label_of.get(example.id, label))
     for identity, label in label_of.items():
         classes.setdefault(label, []).append(identity)
 
