@@ -181,7 +181,9 @@ def _describe(error: ValidationError) -> list[str]:
     for problem in error.errors(include_url=False):
         # A setting of several types has a fault for each, told apart by a last part that names the type.
         keys = [
-            str(part) for part in problem["loc"] if not re.match(r"(int|float|str|list|literal|constrained)\b", str(part))
+            str(part)
+            for part in problem["loc"]
+            if not re.match(r"(int|float|str|list|literal|constrained)\b", str(part))
         ]
         faults.setdefault(".".join(keys), []).append(problem)
     lines = []

@@ -239,9 +239,7 @@ def _read_rows(table: Table, text: str, reader: TargetReader) -> Iterator[Exampl
             yield Reject(name, "has no text", target.label)
 
 
-def _read_image(
-    raw: Path, scratch: Path, reader: TargetReader, name: str, split: str, folder: str
-) -> _Image | Reject:
+def _read_image(raw: Path, scratch: Path, reader: TargetReader, name: str, split: str, folder: str) -> _Image | Reject:
     content = (raw / name).read_bytes()
     try:
         target = reader.read([folder])
@@ -260,9 +258,7 @@ def _read_image(
             _write_once(stored, png)
     except UnreadableImage as error:
         return Reject(name, str(error), target.label)
-    return _Image(
-        split, Example(digest, name, target.label, stored, target.values), inspection, not suits_tensorflow
-    )
+    return _Image(split, Example(digest, name, target.label, stored, target.values), inspection, not suits_tensorflow)
 
 
 def _tensorflow_reads(content: bytes) -> bool:
