@@ -20,8 +20,16 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
     "multilabel": ("micro_f1", "subset_accuracy"),
     "regression": ("r2", "pearson", "rmse"),
 }
-# The smallest value of the leading metric that promotes, beyond beating a constant answer.
+# What a list of models has room for.
+SHOWN = ("accuracy", "f1", "subset_accuracy", "micro_f1", "r2", "pearson", "rmse")
+# What `promote.minimum: auto` asks for; where nothing stands, beating a constant answer is enough.
 MINIMUM = {"classification": 0.5}
+# What reports/training.json calls the loss and the measure on validation data.
+VALIDATION = {
+    "classification": ("log_loss", "accuracy"),
+    "multilabel": ("log_loss", "micro_f1"),
+    "regression": ("squared_error", "r2"),
+}
 _WORDS = {"r2": "R2", "pearson": "Pearson r", "spearman": "Spearman rho", "rmse": "RMSE", "mae": "MAE", "mse": "MSE"}
 
 

@@ -27,8 +27,8 @@ def check(
     Rules: at least one example; no more than `max_rejected_fraction` set aside; two or more classes; every class has
     `min_examples_per_class` different examples over all splits, and at least one in train and one in test (without the
     first it cannot be learned, without the second not measured; validation may lack a class). Copies count once.
-    Real values must differ in train and in test; of several labels each must hold for `min_examples_per_class` different
-    examples, and in train neither for all nor for none.
+    Real values must differ in train and in test. Of several labels each must hold for `min_examples_per_class`
+    different examples, and in train neither for all nor for none.
 
     Args:
         collection: What the raw data holds, with its rejects.

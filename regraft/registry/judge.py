@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import RegistryError, ResourceError
+from regraft.measures import MINIMUM
 from regraft.paths import REPOSITORY
 from regraft.registry import promotion, published
 from regraft.registry.promotion import Answers, Gate
@@ -89,20 +90,16 @@ def judge(release: Release, standing: Standing, version: "ModelVersion") -> Judg
 
 def _gates(release: Release, champion: int | None) -> list[Gate]:
     """Ask every gate; `champion` is the version to be compared with, if any."""
-    settings, metric = release.settings, release.settings.promote.metric
-    gates = [
-        promotion.minimum_gate(metric, release.test_metrics[metric]["value"], settings.promote.minimum),
-        promotion.majority_gate(metric, release.answers),
-    ]
+    settings, metric = release.settings, release.metric
+    asked = settings.promote.minimum
+    minimum = MINIMUM.get(release.task) if asked == "auto" else asked
+    gates = [promotion.majority_gate(metric, release.answers, release.constant)]
+    if minimum is not None:
+        gates.insert(0, promotion.minimum_gate(metric, release.test_metrics[metric]["value"], minimum))
     if champion is None:
         return gates
     theirs = release.client.get_model_version(release.name, str(champion))
-    their_kind = theirs.tags.get("regraft.kind", release.kind)
-    if their_kind != release.kind:
-        reason = (
-            f"version {champion}, the champion, answers {their_kind}s and this model {release.kind}s, so they cannot "
-            f"be compared: give the project another `name`, or delete the alias {CHAMPION!r} in MLflow"
-        )
+    if reason := _incomparable(release, theirs):
         return [*gates, Gate("champion", False, reason, {})]
     compared = promotion.champion_gate(
         metric,
@@ -115,6 +112,24 @@ def _gates(release: Release, champion: int | None) -> list[Gate]:
         seed=settings.seed,
     )
     return [*gates, compared]
+
+
+def _incomparable(release: Release, champion: "ModelVersion") -> str:
+    """Return why the champion cannot answer what this model answers; nothing if it can."""
+    tags, differ = champion.tags, ""
+    kind, task = tags.get("regraft.kind", release.kind), tags.get("regraft.task", "classification")
+    if kind != release.kind:
+        differ = f"answers {kind}s and this model {release.kind}s"
+    elif task != release.task:
+        differ = f"is for {task} and this model for {release.task}"
+    elif release.targets and tags.get("regraft.targets", "") != release.targets:
+        differ = "answers other targets than this model"
+    if not differ:
+        return ""
+    return (
+        f"version {champion.version}, the champion, {differ}, so they cannot be compared: give the project another "
+        f"`name`, or delete the alias {CHAMPION!r} in MLflow"
+    )
 
 
 def _champion_answers(release: Release, champion: "ModelVersion") -> Answers:

@@ -27,7 +27,7 @@ class Classifier:
 
     Attributes:
         extractor: Prepares raw input; its model shares the backbone's (tuned) weights with `model`.
-        model: Prepared input to outputs, float32, shape (B, K): logits; for regression values in the targets' own units.
+        model: Prepared input to outputs, float32, shape (B, K): logits; for regression values in the targets' units.
         labels: Class names; position i is class i. For other tasks the names of labels or targets.
         kernel: The probe's, float32, shape (D, K), for features of the *untuned* backbone.
         bias: The probe's, float32, shape (K,).

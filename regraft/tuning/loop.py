@@ -97,8 +97,9 @@ class Trainer:
     0.553, 0.540.
 
     Args:
-        model: Ends in the outputs of `objective`. Every BatchNormalization in it is set to `trainable = False`, which keeps its statistics
-            still; calling it with training=False would not (keras-team/keras#20285). So are tables of embeddings.
+        model: Ends in the outputs of `objective`. Every BatchNormalization in it is set to `trainable = False`, which
+            keeps its statistics still; calling it with training=False would not (keras-team/keras#20285). So are
+            tables of embeddings.
         objective: Decides the loss.
         weight_decay: AdamW's, on kernels only.
         clip_norm: The global norm that gradients are scaled down to.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from regraft.tuning.batches import Source
 
-Values = NDArray[np.float32]
+Values = NDArray[Any]
 
 
 @dataclass(frozen=True)
