@@ -66,6 +66,7 @@ def init(
     source: Annotated[str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR or package:mnist5k.")],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
+    *,
     target: Annotated[list[str] | None, typer.Option(help="Column of the target; may be repeated.")] = None,
     task: Annotated[
         str, typer.Option(help="classification, multilabel, regression, or auto: read off the target's values.")

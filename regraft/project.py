@@ -33,7 +33,8 @@ def create(
         targets: Column of the target, or several; none guesses one.
 
     Raises:
-        RegraftError: If `directory` holds a project already, or source, name, kind or task are not valid. Nothing is written.
+        RegraftError: If `directory` holds a project already, or source, name, kind or task are not valid. Nothing is
+            written.
     """
     paths = Paths(directory.resolve())
     taken = [path.name for path in (paths.params, paths.graph, paths.root / ".dvc") if path.exists()]

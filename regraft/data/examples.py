@@ -114,7 +114,7 @@ def collect_images(raw: Path, scratch: Path, *, task: str = CLASSIFICATION, rare
     short_sides_px, reencoded, rotated = {}, 0, 0
     # Both decoders release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(lambda item: _read_image(raw, scratch, reader, *item), work):
+        for result in pool.map(lambda item: _read_image(raw, scratch, *item, reader=reader), work):
             progress.advance(1)
             if isinstance(result, Reject):
                 rejects.append(result)
@@ -239,7 +239,9 @@ def _read_rows(table: Table, text: str, reader: TargetReader) -> Iterator[Exampl
             yield Reject(name, "has no text", target.label)
 
 
-def _read_image(raw: Path, scratch: Path, reader: TargetReader, name: str, split: str, folder: str) -> _Image | Reject:
+def _read_image(
+    raw: Path, scratch: Path, name: str, split: str, folder: str, *, reader: TargetReader
+) -> _Image | Reject:
     content = (raw / name).read_bytes()
     try:
         target = reader.read([folder])

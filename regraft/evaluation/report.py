@@ -233,20 +233,29 @@ def _splits(facts: Facts) -> dict[str, Any]:
         return {
             "headings": ["examples", "target", "mean", "std. dev.", "range"],
             "rows": [
-                [split, _count(facts.data["examples"][split]), name]
-                + [_number(by_split[split][part]) for part in ("mean", "standard_deviation")]
-                + [f"{_number(by_split[split]['min'])} to {_number(by_split[split]['max'])}"]
+                [
+                    split,
+                    _count(facts.data["examples"][split]),
+                    name,
+                    _number(values["mean"]),
+                    _number(values["standard_deviation"]),
+                    f"{_number(values['min'])} to {_number(values['max'])}",
+                ]
                 for name, by_split in facts.data["targets"].items()
                 for split in order
-                if split in by_split
+                if (values := by_split.get(split))
             ],
         }
     noun = "label" if facts.task == "multilabel" else "class"
     return {
         "headings": ["examples", f"smallest {noun}", f"largest {noun}"],
         "rows": [
-            [split, _count(facts.data["examples"][split] if noun == "label" else sum(counts.values()))]
-            + [_count(min(counts.values())), _count(max(counts.values()))]
+            [
+                split,
+                _count(facts.data["examples"][split] if noun == "label" else sum(counts.values())),
+                _count(min(counts.values())),
+                _count(max(counts.values())),
+            ]
             for split in order
             if (counts := facts.data["counts"].get(split))
         ],

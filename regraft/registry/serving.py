@@ -92,7 +92,8 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
 
     The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images or texts, to
     {"probabilities": float32 (B, K)}, for regression {"values": float32 (B, K)}, for any B >= 1. Written with
-    `tf.saved_model.save` rather than `keras.export.ExportArchive`, which lists variables in the order of a set and so gives other bytes each time.
+    `tf.saved_model.save` rather than `keras.export.ExportArchive`, which lists variables in the order of a set and so
+    gives other bytes each time.
 
     Args:
         classifier: The trained model, its feature extractor and its class names.
