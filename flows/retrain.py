@@ -18,6 +18,7 @@ from flows.promote import promote
 from regraft import progress
 from regraft.errors import ResourceError
 from regraft.locking import project_lock
+from regraft.measures import METRICS, task_of, words
 from regraft.paths import Paths
 
 RETRY_DELAY_S = 10
@@ -103,10 +104,11 @@ def flow_run_id() -> str:
 
 def publish_report(paths: Paths, publication: dict[str, Any]) -> None:
     """Show the test numbers, the decision and where the report is, beside the run in Prefect."""
-    metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))["test"]
+    metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))
+    test = metrics["test"]
     rows = [
-        f"| {name} | {metrics[name]['value']:.4f} | {metrics[name]['low']:.4f} to {metrics[name]['high']:.4f} |"
-        for name in ("accuracy", "precision", "recall", "f1")
+        f"| {words(name)} | {test[name]['value']:.4f} | {test[name]['low']:.4f} to {test[name]['high']:.4f} |"
+        for name in METRICS[task_of(metrics)]
     ]
     decision = "is champion" if publication["promoted"] else "was not promoted"
     create_markdown_artifact(

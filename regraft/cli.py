@@ -75,6 +75,11 @@ def init(
     ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
+    *,
+    target: Annotated[list[str] | None, typer.Option(help="Column of the target; may be repeated.")] = None,
+    task: Annotated[
+        str, typer.Option(help="classification, multilabel, regression, or auto: read off the target's values.")
+    ] = "auto",
 ) -> None:
     """Make a new project: a folder with its own settings, graph, data and models."""
     from flows import pipeline
@@ -82,7 +87,7 @@ def init(
     from regraft.quiet import without_noise
 
     with without_noise():
-        paths = create(directory, source=source, name=name, kind=kind)
+        paths = create(directory, source=source, name=name, kind=kind, task=task, targets=target or ())
     try:
         pipeline.start_project(paths.root)
     except RegraftError:
@@ -155,6 +160,7 @@ def run(
 @app.command()
 def models(root: Root = HERE, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and key metrics."""
+    from regraft.measures import ALL_METRICS, SHOWN, words
     from regraft.registry.versions import list_models
     from regraft.settings import load_settings
 
@@ -170,10 +176,11 @@ def models(root: Root = HERE, as_json: AsJson = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", "version", "aliases", "accuracy", "f1", "shipped", "created"):
+    shown = [name for name in ALL_METRICS if name in SHOWN and any(name in row["metrics"] for row in rows)]
+    for heading in ("model", "version", "aliases", *map(words, shown), "shipped", "created"):
         table.add_column(heading)
     for row in rows:
-        numbers = [f"{row['metrics'][key]:.4f}" if key in row["metrics"] else "" for key in ("accuracy", "f1")]
+        numbers = [f"{row['metrics'][name]:.4f}" if name in row["metrics"] else "" for name in shown]
         table.add_row(
             row["name"], str(row["version"]), ", ".join(row["aliases"]), *numbers, row["shipped"], row["created"]
         )
@@ -189,7 +196,7 @@ def predict(
     root: Root = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """Predict labels for files or texts with a registered model."""
+    """Predict labels or values for files or texts with a registered model."""
     from regraft.quiet import without_noise
     from regraft.registry.predict import predict as predict_with
     from regraft.settings import load_settings
@@ -201,7 +208,18 @@ def predict(
         _print_json({"predictions": results})
         return
     for result in results:
-        typer.echo(f"{result['label']}\t{result['probability']:.4f}\t{result['input']}")
+        typer.echo(f"{_say_answer(result)}\t{result['input']}")
+
+
+def _say_answer(result: dict[str, Any]) -> str:
+    """Return a model's answer in a line: a class with its probability, labels with theirs, or values."""
+    if "probability" in result:
+        return f"{result['label']}\t{result['probability']:.4f}"
+    if "probabilities" in result:
+        held = [f"{name} {result['probabilities'][name]:.4f}" for name in result["labels"]]
+        return ", ".join(held) or "no label"
+    values = {name: value for name, value in result.items() if name != "input"}
+    return "\t".join(f"{value:.6g}" if name == "value" else f"{name} {value:.6g}" for name, value in values.items())
 
 
 @app.command()
@@ -312,10 +330,12 @@ def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> No
         _print_json(outcome)
         return
     publication = outcome["publication"]
-    test = json.loads((paths.reports / "metrics.json").read_text("utf-8"))["test"]["accuracy"]
+    from regraft.measures import headline, task_of
+
+    metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))
     ran = outcome["stages_run"]
     typer.echo(f"stages run: {', '.join(ran) if ran else 'none, nothing has changed'}")
-    typer.echo(f"test accuracy {test['value']:.4f} (95% interval {test['low']:.4f} to {test['high']:.4f})")
+    typer.echo(f"test {headline(task_of(metrics), metrics['test'])}")
     verdict = f"is models:/{publication['name']}@champion" if publication["promoted"] else "is registered, not promoted"
     typer.echo(f"version {publication['version']} {verdict}: {'; '.join(publication['reasons'])}")
     typer.echo(f"report: {paths.reports / 'report.html'}")

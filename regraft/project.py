@@ -1,6 +1,7 @@
 """A new project: a folder with a copy of the commented settings and of the graph."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -13,7 +14,15 @@ from regraft.paths import REPOSITORY, Paths
 from regraft.settings import check_settings
 
 
-def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Paths:
+def create(
+    directory: Path,
+    *,
+    source: str,
+    name: str,
+    kind: str = "auto",
+    task: str = "auto",
+    targets: Sequence[str] = (),
+) -> Paths:
     """Write params.yaml and dvc.yaml for a model called `name`, learnt from `source`, into `directory`.
 
     Args:
@@ -21,9 +30,12 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
         source: As in params.yaml; a relative path counts from the current folder.
         name: The model's name in the registry.
         kind: image, text, or auto to read it off the source.
+        task: classification, multilabel, regression, or auto to read it off the target's values.
+        targets: Column of the target, or several; none guesses one.
 
     Raises:
-        RegraftError: If `directory` holds a project already, or source, name or kind are not valid. Nothing is written.
+        RegraftError: If `directory` holds a project already, or source, name, kind or task are not valid. Nothing is
+            written.
     """
     paths = Paths(directory.resolve())
     taken = [path.name for path in (paths.params, paths.graph, paths.root / ".dvc") if path.exists()]
@@ -47,6 +59,9 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
     scheme = source.partition(":")[0]
     settings["download"]["source"] = f"{scheme}:{found.path}" if scheme not in ("package", "tfds") else found.text
     settings["preprocess"]["kind"] = kind
+    settings["preprocess"]["task"] = task
+    if targets:
+        settings["preprocess"]["target_column"] = targets[0] if len(targets) == 1 else list(targets)
     settings["backbone"]["name"] = catalogue.names(kind)[0]
     check_settings(settings, "the new project")
     paths.root.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -18,6 +18,14 @@ def _as_float(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_as_float)]
+# By task: classification (also macro averages), multilabel, regression; see regraft/measures.py.
+Metric = Literal[
+    "accuracy", "precision", "recall", "f1",
+    "micro_f1", "macro_f1", "micro_precision", "micro_recall", "macro_precision", "macro_recall", "subset_accuracy",
+    "hamming_loss",
+    "r2", "pearson", "spearman", "rmse", "mae", "mse",
+]  # fmt: skip
+UNBOUNDED_METRICS = ("rmse", "mae", "mse")
 
 
 class Section(BaseModel):
@@ -36,8 +44,9 @@ class PreprocessSettings(Section):
     """How raw data becomes labelled, split, checked examples."""
 
     kind: Literal["auto", "image", "text"] = "auto"
+    task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
     text_column: str | None = None
-    target_column: str | None = None
+    target_column: str | Annotated[list[str], Field(min_length=1)] | None = None
     validation_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.15
     test_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.2
     min_examples_per_class: Annotated[int, Field(ge=3)] = 3
@@ -80,9 +89,19 @@ class EvaluateSettings(Section):
 class PromoteSettings(Section):
     """What a new model must show before the alias `champion` moves to it."""
 
-    metric: Literal["accuracy", "precision", "recall", "f1"] = "accuracy"
-    minimum: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.5
-    tolerance: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    metric: Literal["auto"] | Metric = "auto"
+    minimum: Literal["auto"] | Annotated[Number, Field(ge=0.0)] = "auto"
+    tolerance: Annotated[Number, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _shares_stay_below_one(self) -> "PromoteSettings":
+        """No metric but an error in the target's own unit can exceed 1."""
+        if self.metric not in UNBOUNDED_METRICS:
+            if self.minimum != "auto" and self.minimum > 1.0:
+                raise ValueError(f"minimum can be at most 1 for the metric {self.metric}, got {self.minimum:g}")
+            if self.tolerance >= 1.0:
+                raise ValueError(f"tolerance must be less than 1 for the metric {self.metric}, got {self.tolerance:g}")
+        return self
 
 
 class PlacementSettings(Section):
@@ -163,7 +182,9 @@ def _describe(error: ValidationError) -> list[str]:
     for problem in error.errors(include_url=False):
         # A setting of several types has a fault for each, told apart by a last part that names the type.
         keys = [
-            str(part) for part in problem["loc"] if not re.match(r"(int|float|str|literal|constrained)\b", str(part))
+            str(part)
+            for part in problem["loc"]
+            if not re.match(r"(int|float|str|list|literal|constrained)\b", str(part))
         ]
         faults.setdefault(".".join(keys), []).append(problem)
     lines = []

@@ -3,22 +3,25 @@
 import csv
 import io
 import logging
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from regraft.data.records import Split, open_split
+from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION, label_set
 from regraft.determinism import set_up
 from regraft.errors import TrainingError
+from regraft.evaluation import columns
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import Mistake
 from regraft.evaluation.report import Facts, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
 from regraft.files import read_json, replace_directory, write_json, write_text
+from regraft.measures import headline
 from regraft.paths import Paths
 from regraft.progress import Progress
-from regraft.registry.promotion import compact_ids
+from regraft.registry.promotion import PREDICTED, PROBABILITY, TRUE, compact_ids
 from regraft.registry.serving import ServedModel, export_saved_model, largest_difference, load_served
 from regraft.settings import EvaluateSettings
 from regraft.tuning.classifier import load_classifier
@@ -27,7 +30,8 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 PARITY_EXAMPLES = 32
-PARITY_TOLERANCE = 1e-3  # of a probability; the export reorders float32 sums, it must not change answers
+# Of a probability, or of a target's standard deviation; the export reorders float32 sums, it must not change answers.
+PARITY_TOLERANCE = 1e-3
 SPEED_EXAMPLES = 64
 SPEED_BUDGET_S = 2.0  # for each of two measurements
 MISTAKES_SHOWN = {"image": 12, "text": 6}
@@ -49,37 +53,36 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         export_saved_model(classifier, directory, example=test.inputs([0])[0])
         served = load_served(directory)
         sample = test.inputs(range(min(PARITY_EXAMPLES, len(test))))
-        difference = largest_difference(classifier, served, sample)
+        difference = largest_difference(classifier, served, sample) / _unit(paths, test.task)
         if not difference <= PARITY_TOLERANCE:  # true for NaN as well
             raise TrainingError(
-                f"The exported model differs from the trained one by {difference:.2g} in a probability (allowed: "
+                f"The exported model differs from the trained one by {difference:.2g} in an answer (allowed: "
                 f"{PARITY_TOLERANCE:g}; {len(sample)} test examples), so it is not kept. Something in the model does "
                 "not survive tf.saved_model.save; nothing needs to be trained again."
             )
     log.info("the exported model agrees with the trained one within %.1g on %d examples", difference, len(sample))
 
-    probabilities = predict(served, test)
-    predicted = probabilities.argmax(axis=1)
-    probe = (np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias).argmax(axis=1)
+    answers = predict(served, test)
+    probe = np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias
+    judged = _judge_classes if test.task == CLASSIFICATION else _judge_columns
+    outcome = judged(open_split(paths.prepared, "train"), test, answers, probe, evaluate=evaluate, seed=seed)
     metrics = {
         "shipped": classifier.shipped,
+        "task": classifier.task,
         "labels": list(classifier.labels),
-        **_score(test, evaluate, predicted=predicted, probe=probe, majority=_majority(paths), seed=seed),
+        **outcome.metrics,
     }
     write_json(paths.reports / "metrics.json", metrics)
     seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
     np.save(paths.reports / "seen.npy", compact_ids(seen))
-    write_predictions(paths.reports / "predictions.csv", test, probabilities)
-    accuracy = metrics["test"]["accuracy"]
+    write_text(paths.reports / "predictions.csv", outcome.predictions)
     log.info(
-        "test accuracy %.4f (%.4f to %.4f) on %d examples; probe %.4f",
-        accuracy["value"], accuracy["low"], accuracy["high"], len(test), metrics["probe"]["test"]["accuracy"]["value"],
+        "test %s on %d examples; probe %s", headline(test.task, metrics["test"], interval=evaluate.interval), len(test),
+        headline(test.task, metrics["probe"]["test"], interval=evaluate.interval),
     )  # fmt: skip
 
     speed = {
-        **measure_speed(
-            served.probabilities, test.inputs(range(min(SPEED_EXAMPLES, len(test)))), budget_s=SPEED_BUDGET_S
-        ),
+        **measure_speed(served.answers, test.inputs(range(min(SPEED_EXAMPLES, len(test)))), budget_s=SPEED_BUDGET_S),
         "training": read_json(paths.reports / "training_time.json"),
     }
     write_json(paths.reports / "speed.json", speed)
@@ -94,7 +97,8 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         features=read_json(paths.features / "features.json"),
         seed=seed,
         evaluate=evaluate,
-        mistakes=surest_mistakes(test, probabilities, limit=MISTAKES_SHOWN[test.kind]),
+        mistakes=outcome.mistakes,
+        answers=None if test.task != REGRESSION else (test.labels, answers),
     )
     plots = draw_plots(facts)
     with replace_directory(paths.reports / "plots") as directory:
@@ -104,24 +108,122 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
 
 
 def predict(served: ServedModel, split: Split) -> np.ndarray:
-    """Return the probabilities of every example of `split`, float32, shape (len(split), classes), in its order.
+    """Return the answer to every example of `split`, float32, shape (len(split), K), in its order.
 
     Texts are answered in the order of their length: a batch is padded to its longest text, so mixing them costs time.
     """
     order = list(range(len(split)))
     if split.kind == "text":
         order.sort(key=lambda row: len(split.inputs([row])[0]))
-    probabilities = np.empty((len(split), len(split.class_names)), np.float32)
+    answers = np.empty((len(split), len(split.class_names)), np.float32)
     progress = Progress(log, "testing", len(split), f"{split.kind}s")
     for start in range(0, len(split), BATCH_SIZE):
         rows = order[start : start + BATCH_SIZE]
-        probabilities[rows] = served.probabilities(split.inputs(rows))
+        answers[rows] = served.answers(split.inputs(rows))
         progress.advance(len(rows))
-    return probabilities
+    return answers
 
 
-def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:
-    """Write one line an example: id, name, label, predicted class, its probability and that of the label."""
+def _unit(paths: Paths, task: str) -> float:
+    """Return what differences between answers are measured in: for real values the smallest standard deviation."""
+    if task != REGRESSION:
+        return 1.0
+    return float(open_split(paths.prepared, "train").labels.std(axis=0, dtype=np.float64).min())
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the test split says: the part of metrics.json, the text of predictions.csv, the mistakes to show."""
+
+    metrics: dict[str, Any]
+    predictions: str
+    mistakes: list[Mistake]
+
+
+def _judge_classes(
+    train: Split, test: Split, probabilities: np.ndarray, probe: np.ndarray, *, evaluate: EvaluateSettings, seed: int
+) -> _Outcome:
+    majority = int(np.bincount(train.labels, minlength=len(train.class_names)).argmax())
+    predicted = probabilities.argmax(axis=1)
+    return _Outcome(
+        _score(test, evaluate, predicted=predicted, probe=probe.argmax(axis=1), majority=majority, seed=seed),
+        list_predictions(test, probabilities),
+        surest_mistakes(test, probabilities, limit=MISTAKES_SHOWN[test.kind]),
+    )
+
+
+def _judge_columns(
+    train: Split, test: Split, answers: np.ndarray, probe: np.ndarray, *, evaluate: EvaluateSettings, seed: int
+) -> _Outcome:
+    """Judge real values, or labels: a label is given when its probability is 0.5 or more."""
+    task, names = test.task, test.class_names
+    given, theirs = answers, probe
+    if task == MULTILABEL:
+        given, theirs = answers >= 0.5, probe >= 0.0
+        sets, counts = np.unique(train.labels, axis=0, return_counts=True)
+        constant = sets[counts.argmax()]
+        baseline = f"always “{label_set(names, constant) or 'no label'}”"
+    else:
+        constant = train.labels.mean(axis=0, dtype=np.float64)
+        baseline = "always the mean of training"
+    chance: Any = {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
+    metrics = {
+        "test": {
+            **columns.measure(task, test.labels, given, **chance),
+            "by_column": columns.by_column(task, test.labels, given, names),
+            "examples": len(test),
+        },
+        "probe": {"test": columns.measure(task, test.labels, theirs, **chance)},
+        "baseline": {
+            "name": baseline,
+            "values": [float(value) for value in constant],
+            "test": columns.measure(task, test.labels, np.tile(constant, (len(test), 1)), **chance),
+        },
+        "gain_over_probe": columns.gain(task, test.labels, given, theirs, **chance),
+    }
+    return _Outcome(metrics, list_columns(test, answers), worst_answers(test, answers, MISTAKES_SHOWN[test.kind]))
+
+
+def list_columns(split: Split, answers: np.ndarray) -> str:
+    """Return CSV, one line an example: id, name, and for each target or label what is true and what was predicted."""
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    is_labels = split.task == MULTILABEL
+    parts = (TRUE, PREDICTED, PROBABILITY) if is_labels else (TRUE, PREDICTED)
+    writer.writerow(["id", "name", *(part + name for name in split.class_names for part in parts)])
+    for row, (truth, given) in enumerate(zip(split.labels, answers, strict=True)):
+        cells: list[str] = []
+        for true, answer in zip(truth, given, strict=True):
+            # Nine digits tell any two float32 numbers apart.
+            shown = (f"{true:.0f}", str(int(answer >= 0.5)), f"{answer:.6f}")
+            cells += shown if is_labels else (f"{true:.9g}", f"{answer:.9g}")
+        writer.writerow([split.ids[row], split.names[row], *cells])
+    return lines.getvalue()
+
+
+def worst_answers(split: Split, answers: np.ndarray, limit: int) -> list[Mistake]:
+    """Return the answers furthest from the truth, at most `limit`, worst first; right label sets are no mistakes."""
+    if split.task == MULTILABEL:
+        wrong = ((answers >= 0.5) != split.labels).any(axis=1)
+        distances = np.where(wrong, np.abs(answers - split.labels).max(axis=1), 0.0)
+    else:
+        deviations = split.labels.std(axis=0)
+        distances = (np.abs(answers - split.labels) / np.where(deviations > 0.0, deviations, 1.0)).max(axis=1)
+    rows = [int(row) for row in np.argsort(-distances, kind="stable")[:limit] if distances[row] > 0.0]
+
+    def said(values: np.ndarray) -> str:
+        if split.task == MULTILABEL:
+            return label_set(split.class_names, (values >= 0.5).tolist()) or "no label"
+        return ", ".join(f"{value:.4g}" for value in values)
+
+    return [
+        Mistake(split.names[row], said(split.labels[row]), said(answers[row]), None, content)
+        for row, content in zip(rows, split.inputs(rows), strict=True)
+    ]
+
+
+def list_predictions(split: Split, probabilities: np.ndarray) -> str:
+    """Return CSV, one line an example: id, name, label, predicted class, its probability and that of the label."""
     predicted = probabilities.argmax(axis=1)
     lines = io.StringIO(newline="")
     writer = csv.writer(lines)
@@ -129,7 +231,7 @@ def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> No
     for row, (label, guess) in enumerate(zip(split.labels, predicted, strict=True)):
         shares = (f"{probabilities[row, column]:.6f}" for column in (guess, label))
         writer.writerow([split.ids[row], split.names[row], split.class_names[label], split.class_names[guess], *shares])
-    write_text(path, lines.getvalue())
+    return lines.getvalue()
 
 
 def surest_mistakes(split: Split, probabilities: np.ndarray, *, limit: int) -> list[Mistake]:
@@ -148,12 +250,6 @@ def surest_mistakes(split: Split, probabilities: np.ndarray, *, limit: int) -> l
         )
         for row, content in zip(rows, split.inputs([int(row) for row in rows]), strict=True)
     ]
-
-
-def _majority(paths: Paths) -> int:
-    """Return the most frequent class of the training split."""
-    train = open_split(paths.prepared, "train")
-    return int(np.bincount(train.labels, minlength=len(train.class_names)).argmax())
 
 
 def _score(

@@ -14,13 +14,18 @@ import numpy as np
 from regraft import determinism
 from regraft.backbones.extractor import build_extractor
 from regraft.data.records import Split, open_split
+from regraft.data.targets import REGRESSION
 from regraft.errors import TrainingError
 from regraft.files import read_json, replace_directory, write_json
 from regraft.paths import Paths
 from regraft.settings import FinetuneSettings
-from regraft.tuning.classifier import Classifier, graft, save_classifier
-from regraft.tuning.probe import Features, Probe, fit_probe
+from regraft.tuning.batches import Source
+from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
+from regraft.tuning.objective import OBJECTIVES
+from regraft.tuning.probe import Probe, fit_probe
+from regraft.tuning.solvers import Features
 from regraft.tuning.strategies import Data, Recipe, lp_ft, probe_only
+from regraft.tuning.target_scale import Relabelled, TargetScale
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +51,27 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     about = read_json(paths.features / "features.json")
     train_features = _read_features(paths.features, "train", train)
     validation_features = _read_features(paths.features, "validation", validation)
-    classes = len(train.class_names)
-    probe = fit_probe(train_features, train.labels, validation_features, validation.labels, classes=classes)
+    classes, objective = len(train.class_names), OBJECTIVES[train.task]
+    learned: Source = train
+    judged: Source = validation
+    scale = TargetScale.of(train.labels) if train.task == REGRESSION else None
+    if scale:
+        learned = Relabelled(train, scale.apply(train.labels))
+        judged = Relabelled(validation, scale.apply(validation.labels))
+    probe = fit_probe(
+        train_features, learned.labels, validation_features, judged.labels, classes=classes, objective=objective
+    )
     probe_seconds = time.monotonic() - started
     log.info(
-        "the probe is solved: validation log loss %.4f, accuracy %.4f, penalty %g",
-        probe.validation.log_loss, probe.validation.accuracy, probe.penalty,
+        "the probe is solved: validation %s %.4f, %s %.4f, penalty %g",
+        objective.loss_name, probe.validation.log_loss, objective.measure_name, probe.validation.accuracy,
+        probe.penalty,
     )  # fmt: skip
 
     extractor = build_extractor(paths.backbones, image_size_px=about["image_size_px"], max_tokens=about["max_tokens"])
     model = graft(extractor.model, probe.kernel, probe.bias)
     if finetune.strategy == "probe":
-        tuned = probe_only(probe)
+        tuned = probe_only(probe, objective)
     else:
         scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
         recipe = Recipe(
@@ -68,26 +82,29 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             augment=finetune.augment,
             seed=seed,
         )
-        data = Data(train, validation, train_features, validation_features, extractor.prepare, classes)
+        data = Data(learned, judged, train_features, validation_features, extractor.prepare, classes, objective)
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
         )
         tuned = lp_ft(model, extractor.model, data, probe, recipe, scratch=scratch, run=identity)
     log.info("%s", tuned.why)
+    kernel, bias = probe.kernel, probe.bias
+    if scale:
+        set_head(model, *scale.fold_into(*get_head(model)))
+        kernel, bias = scale.fold_into(kernel, bias)
 
     with replace_directory(paths.model) as directory:
         save_classifier(
             directory,
-            Classifier(extractor, model, train.class_names, probe.kernel, probe.bias, tuned.shipped),
+            Classifier(extractor, model, train.class_names, kernel, bias, tuned.shipped, train.task),
         )
     write_json(
         paths.reports / "training.json",
         {
             "strategy": finetune.strategy,
-            "probe": probe.summary(),
             "shipped": tuned.shipped,
             "why": tuned.why,
-            **tuned.facts,
+            **objective.reported({"probe": probe.summary(), **tuned.facts}),
         },
     )
     history = tuned.history

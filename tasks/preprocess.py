@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from regraft.data.audit import Audit, Member, audit, find_copies
 from regraft.data.examples import Collection, collect_images, collect_texts
 from regraft.data.records import Example, write_prepared
 from regraft.data.sources import describe_suffixes, is_image_name, list_files
 from regraft.data.splits import complete, group
+from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.data.validation import check
 from regraft.errors import DataError
 from regraft.files import replace_directory, write_json
@@ -27,13 +30,14 @@ _LEAKS_SHOWN = 20
 def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     """Read data/raw, write data/prepared and reports/data.json (the report also when the data cannot be used)."""
     kind = _kind(preprocess.kind, paths.raw)
+    target: Any = {"task": preprocess.task, "rare_below": preprocess.min_examples_per_class}
     paths.scratch.mkdir(parents=True, exist_ok=True)
     # Should this process be killed, the next attempt at the stage sweeps away what bears its name.
     with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="preprocess-") as scratch:
         if kind == "image":
-            collection = collect_images(paths.raw, Path(scratch), preprocess.target_column)
+            collection = collect_images(paths.raw, Path(scratch), preprocess.target_column, **target)
         else:
-            collection = collect_texts(paths.raw, preprocess.text_column, preprocess.target_column)
+            collection = collect_texts(paths.raw, preprocess.text_column, preprocess.target_column, **target)
         examples = [example for held in collection.splits.values() for example in held]
         copies = find_copies(kind, (example.content for example in examples))
         content_of = {example.name: content for example, content in zip(examples, copies.contents, strict=True)}
@@ -54,7 +58,9 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         )
         dropped = {member.name for member in found.to_drop} if preprocess.leaks == "drop" else set()
         splits = {split: [e for e in held if e.name not in dropped] for split, held in splits.items()}
-        labels = sort_labels({example.label for examples in splits.values() for example in examples})
+        labels = list(collection.target_names) or sort_labels(
+            {example.label for examples in splits.values() for example in examples}
+        )
         report = paths.reports / "data.json"
         leakage = found.report(preprocess.leaks, sorted(dropped))
         write_json(report, {**describe(collection, splits, labels), "leakage": leakage})
@@ -68,7 +74,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             rejects_file=str(report.relative_to(paths.root)),
         )
         with replace_directory(paths.prepared) as directory:
-            write_prepared(directory, kind, labels, splits)
+            write_prepared(directory, kind, labels, splits, task=collection.task)
     if collection.columns:
         log.info("columns: %s", ", ".join(f"{name!r} for the {role}" for role, name in collection.columns.items()))
     if found.across:
@@ -80,7 +86,8 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     if collection.rejects:
         log.warning("%d example(s) set aside; the reasons are in reports/data.json", len(collection.rejects))
     log.info(
-        "prepared %d %s examples of %d classes: %s", sum(map(len, splits.values())), kind, len(labels),
+        "prepared %d %s examples of %d %s: %s", sum(map(len, splits.values())), kind, len(labels),
+        {CLASSIFICATION: "classes", MULTILABEL: "labels", REGRESSION: "real value(s)"}[collection.task],
         ", ".join(f"{len(examples)} {split}" for split, examples in splits.items()),
     )  # fmt: skip
 
@@ -96,11 +103,9 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
     report: dict[str, Any] = {
         "kind": collection.kind,
         "columns": collection.columns,
+        "task": collection.task,
         "labels": list(labels),
-        "counts": {
-            split: {label: counts[label] for label in labels}
-            for split, counts in ((split, Counter(e.label for e in examples)) for split, examples in splits.items())
-        },
+        **_describe_targets(collection.task, splits, labels),
         "examples": {split: len(examples) for split, examples in splits.items()},
         "splits_made": [split for split in splits if split != "train" and not collection.splits.get(split)],
         "rejects": [{"name": reject.name, "reason": reject.reason} for reject in collection.rejects],
@@ -143,6 +148,41 @@ def _refuse(found: Audit, report: str) -> None:
         f"out of the source, or write `leaks: drop` or `leaks: report`; {report} lists them:{shown}"
         + (f"\n    ... and {rest} more" if rest > 0 else "")
     )
+
+
+def _describe_targets(task: str, splits: Mapping[str, Sequence[Example]], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the number of examples of each class or label, or the distribution of each real value, by split."""
+    if task != REGRESSION:
+        counts = {
+            split: Counter(e.label for e in examples)
+            if task == CLASSIFICATION
+            else Counter(name for e in examples for name, held in zip(labels, e.values, strict=True) if held)
+            for split, examples in splits.items()
+        }
+        return {"counts": {split: {label: held[label] for label in labels} for split, held in counts.items()}}
+    return {
+        "targets": {
+            name: {
+                split: describe_values([example.values[place] for example in examples])
+                for split, examples in splits.items()
+                if examples
+            }
+            for place, name in enumerate(labels)
+        }
+    }
+
+
+def describe_values(values: Sequence[float]) -> dict[str, float]:
+    """Return smallest, largest, mean, standard deviation and quantiles of at least one value."""
+    array = np.array(values, np.float64)
+    shares = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+    return {
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "mean": float(array.mean()),
+        "standard_deviation": float(array.std()),
+        **{name: float(np.quantile(array, share)) for name, share in shares.items()},
+    }
 
 
 def sort_labels(labels: set[str]) -> list[str]:

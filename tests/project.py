@@ -66,9 +66,9 @@ class Project:
             yaml.dump(settings, file)
 
 
-def make_project(root: Path, *, source: str, preset: Path, name: str = "discs") -> Project:
-    """Run `regraft init`, then set what makes training quick."""
-    command = [sys.executable, "-m", "regraft.cli", "init", str(root), "--source", source, "--name", name]
+def make_project(root: Path, *options: str, source: str, preset: Path, name: str = "discs") -> Project:
+    """Run `regraft init` with further `options`, then set what makes training quick."""
+    command = [sys.executable, "-m", "regraft.cli", "init", str(root), "--source", source, "--name", name, *options]
     subprocess.run(command, check=True, capture_output=True, text=True)
     project = Project(root)
     project.change("backbone.name", f"preset:{preset}")

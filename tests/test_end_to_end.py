@@ -221,6 +221,45 @@ def test_texts_go_the_same_way(tmp_path):
     assert {answer["label"] for answer in answers} <= {"good", "bad"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("columns", "task", "headline"),
+    [(["score"], "regression", "R2"), (["good", "long"], "multilabel", "micro F1")],
+)
+def test_values_and_label_sets_go_the_same_way(tmp_path, columns, task, headline):
+    random = np.random.default_rng(0)
+    with (tmp_path / "reviews.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "score", "good", "long"])
+        for number in range(160):
+            words = " ".join(random.choice(["the", "film", "my", "card", "is", "was"], random.integers(2, 9)))
+            good = number % 2
+            score = f"{10 * good + len(words) / 7:.3f}"
+            writer.writerow(
+                [f"{words} {('awful bad', 'great loved')[good]} {number}", score, good, int(len(words) > 20)]
+            )
+    options = [part for column in columns for part in ("--target", column)]
+    preset = make_text_preset(tmp_path / "preset")
+    project = make_project(
+        tmp_path / "project", *options, source=f"csv:{tmp_path / 'reviews.csv'}", preset=preset, name="mood"
+    )
+    told = project.regraft("run").stdout
+    assert f"test {headline} " in told
+    assert "is models:/mood@champion" in told
+    metrics = project.report("metrics.json")
+    assert metrics["task"] == project.report("data.json")["task"] == task
+    leading = metrics["test"][{"regression": "r2", "multilabel": "micro_f1"}[task]]
+    assert leading["low"] <= leading["value"] <= leading["high"]
+    assert "<html" in (project.paths.reports / "report.html").read_text("utf-8")
+    good, bad = project.facts("predict", "mood", "the film was great loved", "the film was awful bad")["predictions"]
+    if task == "regression":
+        assert good["value"] > bad["value"]
+    else:
+        assert set(good["probabilities"]) == {"good", "long"}
+    assert headline in project.regraft("models").stdout
+    assert project.facts("run")["stages_run"] == []
+
+
 @pytest.mark.parametrize(
     ("what", "says"),
     [("one class", "class"), ("a class of one", "lonely"), ("too many unreadable", "not an image"), ("empty", "no ")],

@@ -81,3 +81,18 @@ def test_settings_may_be_left_out_but_no_section(tmp_path):
     path.write_text("name: a\nseed: 1\n")
     with pytest.raises(SettingsError, match="finetune: is required and missing"):
         load_settings(path)
+
+
+def test_a_target_may_be_one_column_or_several_but_not_none(tmp_path):
+    assert load(tmp_path, "name: a\npreprocess: {target_column: x}").preprocess.target_column == "x"
+    assert load(tmp_path, "name: a\npreprocess: {target_column: [x, y]}").preprocess.target_column == ["x", "y"]
+    assert "preprocess.target_column:" in problems(tmp_path, "name: a\npreprocess: {target_column: []}")
+    assert problems(tmp_path, "name: a\npreprocess: {target_column: 3}").count("\n") == 1
+
+
+def test_only_an_error_in_the_unit_of_the_target_may_have_a_minimum_or_tolerance_above_one(tmp_path):
+    assert load(tmp_path, "name: a\npromote: {metric: rmse, minimum: 12, tolerance: 3}").promote.minimum == 12.0
+    for metric in ("auto", "accuracy", "r2"):
+        for setting in ("minimum: 1.5", "tolerance: 1"):
+            message = problems(tmp_path, f"name: a\npromote: {{metric: {metric}, {setting}}}")
+            assert f"for the metric {metric}" in message

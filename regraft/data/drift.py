@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from regraft.data.records import SPLITS, Split, open_split, read_info
+from regraft.data.targets import REGRESSION
 from regraft.errors import DataError
 
 # Drift is what is both unlikely to be chance and large enough to matter.
@@ -29,12 +30,14 @@ class Version:
 
     Attributes:
         kind: "image" or "text".
-        places: For each example id, the (split, label, name) of every copy, in order.
+        places: For each example id, the (split, target in words, name) of every copy, in order.
+        targets: Every example's value of each real-valued target, by its name; empty for other tasks.
         measures: Values of each input statistic over (a sample of) the examples, by name.
     """
 
     kind: str
     places: Mapping[str, tuple[tuple[str, str, str], ...]]
+    targets: Mapping[str, NDArray[np.float64]]
     measures: Mapping[str, NDArray[np.float64]]
 
     def label_counts(self) -> Counter[str]:
@@ -55,14 +58,12 @@ def read_version(prepared: Path, *, advance: Callable[[int], None] = lambda done
     info = read_info(prepared)
     places: dict[str, list[tuple[str, str, str]]] = {}
     rows: list[tuple[Split, int]] = []
-    for name in SPLITS:
-        if name not in info.counts:
-            continue
-        split = open_split(prepared, name)
+    splits = {name: open_split(prepared, name) for name in SPLITS if name in info.counts}
+    for name, split in splits.items():
         for row, identity in enumerate(split.ids):
             if identity not in places:
                 rows.append((split, row))
-            places.setdefault(identity, []).append((name, info.labels[split.labels[row]], split.names[row]))
+            places.setdefault(identity, []).append((name, split.target(row), split.names[row]))
     # Ids are hashes of contents, so the first ones in their order are a sample that does not depend on anything else.
     rows.sort(key=lambda place: place[0].ids[place[1]])
     measured: list[dict[str, float]] = []
@@ -70,7 +71,11 @@ def read_version(prepared: Path, *, advance: Callable[[int], None] = lambda done
         measured.append(_MEASURES[info.kind](split.inputs([row])[0]))
         advance(1)
     measures = {name: np.array([one[name] for one in measured]) for name in measured[0]} if measured else {}
-    return Version(info.kind, {identity: tuple(held) for identity, held in places.items()}, measures)
+    targets = {}
+    if info.task == REGRESSION:
+        values = np.concatenate([split.labels for split in splits.values()]).astype(np.float64)
+        targets = {name: values[:, place] for place, name in enumerate(info.labels)}
+    return Version(info.kind, {identity: tuple(held) for identity, held in places.items()}, targets, measures)
 
 
 def compare(before: Version, after: Version) -> dict[str, Any]:
@@ -82,10 +87,16 @@ def compare(before: Version, after: Version) -> dict[str, Any]:
         for each input statistic, see `numeric_drift` and `label_drift`}.
 
     Raises:
-        DataError: If the two are of different kinds.
+        DataError: If the two are of different kinds, or have different targets.
     """
     if before.kind != after.kind:
         raise DataError(f"the two versions hold {before.kind} and {after.kind} data, which cannot be compared.")
+    if before.targets.keys() != after.targets.keys():
+        raise DataError(
+            f"the two versions have different targets ({', '.join(before.targets) or 'classes'}; "
+            f"{', '.join(after.targets) or 'classes'}), which cannot be compared."
+        )
+    targets = [numeric_drift(name, before.targets[name], after.targets[name]) for name in after.targets]
     kept = [identity for identity in after.places if identity in before.places]
     return {
         "before": sum(map(len, before.places.values())),
@@ -95,7 +106,7 @@ def compare(before: Version, after: Version) -> dict[str, Any]:
         "relabelled": _changes(before, after, kept, part=1),
         "moved": _changes(before, after, kept, part=0),
         "drift": [
-            label_drift(before.label_counts(), after.label_counts()),
+            *(targets or [label_drift(before.label_counts(), after.label_counts())]),
             *(numeric_drift(name, before.measures[name], after.measures[name]) for name in after.measures),
         ],
     }

@@ -15,7 +15,7 @@ from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
 from regraft.data.sources import is_image_name, list_files, split_of, tables_by_split
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_columns, quoted, read_table
-from regraft.data.targets import UnusableTarget, class_name
+from regraft.data.targets import CLASSIFICATION, TargetReader, UnusableTarget, reader_for
 from regraft.errors import DataError
 from regraft.progress import Progress
 
@@ -43,8 +43,10 @@ class Collection:
         short_sides_px: Smaller of width and height of each image kept, by id.
         reencoded: Images stored as PNG because TensorFlow does not read the format they came in.
         rotated: Images whose EXIF orientation is not applied.
-        columns: Table column taken for "text" (or "file" and, if there is one, "split") and for "target"; empty for
-            images in class folders.
+        columns: Table column taken for "text" (or "file" and, if there is one, "split") and for "target" (several with
+            commas); empty for images in class folders.
+        task: "classification", "multilabel" or "regression".
+        target_names: Names of the values of every example's target; none for classes.
     """
 
     kind: str
@@ -55,6 +57,8 @@ class Collection:
     reencoded: int = 0
     rotated: int = 0
     columns: dict[str, str] = field(default_factory=dict)
+    task: str = CLASSIFICATION
+    target_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,17 @@ class _Image:
     was_reencoded: bool
 
 
-def collect_images(raw: Path, scratch: Path, target_column: str | None = None) -> Collection:
+def collect_images(
+    raw: Path,
+    scratch: Path,
+    target_column: str | Sequence[str] | None = None,
+    *,
+    task: str = "auto",
+    rare_below: int = 3,
+) -> Collection:
     """Read images labelled by a table `labels.*`, or in folders: `CLASS/...` or `{train,validation,test}/CLASS/...`.
+
+    A folder's name is a class unless `task` says that it is a number (regression) or several labels (`a|b`).
 
     Every image is decoded twice, by Pillow (which notices truncation) and by `tf.io.decode_image` (which is what the
     model will use); formats that only Pillow reads are stored as PNG.
@@ -76,10 +89,13 @@ def collect_images(raw: Path, scratch: Path, target_column: str | None = None) -
     Args:
         raw: Folder of class folders, or of images with a table of labels.
         scratch: Existing folder for re-encoded images; must outlive the use of the examples.
-        target_column: Column of class names in the table of labels; None guesses.
+        target_column: Column of targets in the table of labels, or several; None guesses one.
+        task: As in the settings; "auto" decides by the table's cells (see `reader_for`), folders are classes.
+        rare_below: See `reader_for`.
 
     Raises:
-        DataError: If the folder layout is ambiguous, or the table of labels cannot be used.
+        DataError: If the folder layout is ambiguous, the table of labels cannot be used, or targets are not what the
+            task asks for.
     """
     names = list(list_files(raw).files)
     rejects: list[Reject] = []
@@ -90,12 +106,18 @@ def collect_images(raw: Path, scratch: Path, target_column: str | None = None) -
         work, ignored = labels.files, len(labels.ignored)
         rejects += [Reject(name, reason) for name, reason in labels.rejects]
 
+    columns: tuple[str, ...]
+    if labels is None:
+        columns, task = ("value",), CLASSIFICATION if task == "auto" else task
+    else:
+        columns = labels.target_columns
+    reader = _reader(columns, [file.targets for file in work if file.split == "train"], task, rare_below)
     progress = Progress(log, "checking images", len(work), "images")
     splits: dict[str, list[Example]] = {}
     short_sides_px, reencoded, rotated = {}, 0, 0
     # Both decoders release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(lambda file: _read_image(raw, scratch, file), work):
+        for result in pool.map(lambda file: _read_image(raw, scratch, file, reader), work):
             progress.advance(1)
             if isinstance(result, Reject):
                 rejects.append(result)
@@ -113,6 +135,8 @@ def collect_images(raw: Path, scratch: Path, target_column: str | None = None) -
         reencoded=reencoded,
         rotated=rotated,
         columns=labels.columns if labels else {},
+        task=reader.task,
+        target_names=reader.names,
     )
 
 
@@ -132,20 +156,29 @@ def _in_class_folders(names: Sequence[str], rejects: list[Reject]) -> tuple[list
                 continue
             split = named
         if folders:
-            work.append(LabelledFile(name, split, folders[0], ""))
+            work.append(LabelledFile(name, split, (folders[0],), ""))
         else:
             rejects.append(Reject(name, "is in no class folder, so it has no label"))
     return work, ignored
 
 
-def collect_texts(raw: Path, text_column: str | None, target_column: str | None) -> Collection:
+def collect_texts(
+    raw: Path,
+    text_column: str | None,
+    target_column: str | Sequence[str] | None,
+    *,
+    task: str = "auto",
+    rare_below: int = 3,
+) -> Collection:
     """Read tables: `train.csv` with or without validation and test beside it, or a single table of any name.
 
     Args:
         raw: Folder of tables: .csv or .tsv (separated by comma, semicolon or tab), .jsonl or .ndjson, .parquet; UTF-8,
             byte order mark allowed.
         text_column: Column of texts; None guesses.
-        target_column: Column of class names; None guesses.
+        target_column: Column of targets, or several; None guesses one.
+        task: As in the settings; "auto" decides by the cells of train, see `reader_for`.
+        rare_below: See `reader_for`.
 
     Raises:
         DataError: If there is no table, two are for one split, one cannot be parsed or has no rows, or a column is
@@ -159,10 +192,16 @@ def collect_texts(raw: Path, text_column: str | None, target_column: str | None)
 
     parsed = {split: read_table(raw / name) for split, name in by_split.items()}
     train = parsed["train"]
-    text, target = choose_columns(
-        train.name, train.header, [fields for _, fields in train.rows], text_column, target_column
-    )
-    if {text, target}.isdisjoint((text_column, target_column, *TEXT_NAMES, *TARGET_NAMES)):
+    named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
+    rows = [fields for _, fields in train.rows]
+    text, target = choose_columns(train.name, train.header, rows, text_column, named[0] if named else None)
+    for other in named[1:]:
+        choose_columns(train.name, train.header, rows, text, other)  # it must exist, and be another one
+    targets = tuple(named) or (target,)
+    places = [train.header.index(column) for column in targets]
+    cells = [[fields[place] for place in places] for fields in rows if len(fields) == len(train.header)]
+    reader = _reader(targets, cells, task, rare_below)
+    if {text, target}.isdisjoint((text_column, *named, *TEXT_NAMES, *TARGET_NAMES)):
         log.warning(
             "took column %r for the text and %r for the label, judging by their values; if %s has no line of column "
             "names, its first example was taken for one: add such a line",
@@ -171,14 +210,14 @@ def collect_texts(raw: Path, text_column: str | None, target_column: str | None)
     splits: dict[str, list[Example]] = {}
     rejects: list[Reject] = []
     for split, table in parsed.items():
-        missing = [column for column in (text, target) if column not in table.header]
+        missing = [column for column in (text, *targets) if column not in table.header]
         if missing:
             raise DataError(
                 f"{table.name} has no column {missing[0]!r}, which {train.name} has; its columns are "
                 f"{quoted(table.header)}. Every table needs the text and the label; without labels it cannot serve as "
                 f"{split} split."
             )
-        for result in _read_rows(table, text, target):
+        for result in _read_rows(table, text, reader):
             if isinstance(result, Reject):
                 rejects.append(result)
             else:
@@ -188,12 +227,24 @@ def collect_texts(raw: Path, text_column: str | None, target_column: str | None)
         splits=splits,
         rejects=rejects,
         ignored_files=len(names) - len(by_split),
-        columns={"text": text, "target": target},
+        columns={"text": text, "target": ", ".join(targets)},
+        task=reader.task,
+        target_names=reader.names,
     )
 
 
-def _read_rows(table: Table, text: str, target: str) -> Iterator[Example | Reject]:
-    text_place, target_place = table.header.index(text), table.header.index(target)
+def _reader(columns: Sequence[str], rows: Sequence[Sequence[str]], task: str, rare_below: int) -> TargetReader:
+    """Return the reader of targets in `columns`, after deciding the task by the cells of train (a row an example)."""
+    cells = {column: [row[place] for row in rows] for place, column in enumerate(columns)}
+    reader = reader_for(task, cells, rare_below=rare_below)
+    if task == "auto" and reader.task != CLASSIFICATION:
+        log.info("took %s for the task, judging by the values of %s", reader.task, quoted(columns))
+    return reader
+
+
+def _read_rows(table: Table, text: str, reader: TargetReader) -> Iterator[Example | Reject]:
+    text_place = table.header.index(text)
+    target_places = [table.header.index(column) for column in reader.columns]
     for line, fields in table.rows:
         name = f"{table.name}:{line}"
         if len(fields) != len(table.header):
@@ -201,21 +252,21 @@ def _read_rows(table: Table, text: str, target: str) -> Iterator[Example | Rejec
             continue
         content = fields[text_place]
         try:
-            label = class_name(fields[target_place])
+            target = reader.read([fields[place] for place in target_places])
         except UnusableTarget as error:
             yield Reject(name, str(error))
             continue
         if content.strip():
-            yield Example(hashlib.sha256(content.encode()).hexdigest(), name, label, content)
+            yield Example(hashlib.sha256(content.encode()).hexdigest(), name, target.label, content, target.values)
         else:
-            yield Reject(name, "has no text", label)
+            yield Reject(name, "has no text", target.label)
 
 
-def _read_image(raw: Path, scratch: Path, file: LabelledFile) -> _Image | Reject:
+def _read_image(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Image | Reject:
     name = file.name
     content = (raw / name).read_bytes()
     try:
-        label = class_name(file.target)
+        target = reader.read(file.targets)
     except UnusableTarget as error:
         return Reject(
             name,
@@ -231,12 +282,13 @@ def _read_image(raw: Path, scratch: Path, file: LabelledFile) -> _Image | Reject
         if not suits_tensorflow:
             png = to_png(content)
             if not _tensorflow_reads(png):
-                return Reject(name, "cannot be decoded by TensorFlow", label)
+                return Reject(name, "cannot be decoded by TensorFlow", target.label)
             stored = scratch / f"{digest}.png"
             _write_once(stored, png)
     except UnreadableImage as error:
-        return Reject(name, str(error), label)
-    return _Image(file.split, Example(digest, name, label, stored), inspection, not suits_tensorflow)
+        return Reject(name, str(error), target.label)
+    example = Example(digest, name, target.label, stored, target.values)
+    return _Image(file.split, example, inspection, not suits_tensorflow)
 
 
 def _tensorflow_reads(content: bytes) -> bool:

@@ -25,11 +25,14 @@ SPLIT_NAMES = ("split", "subset", "partition")
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """A file, its split, and its target as written; `where` is its row (`labels.csv:17`), or empty without a table."""
+    """A file, its split, and the cells of its target as written.
+
+    `where` is its row (`labels.csv:17`), or empty without a table.
+    """
 
     name: str
     split: str
-    target: str
+    targets: tuple[str, ...]
     where: str
 
 
@@ -41,13 +44,15 @@ class Labels:
         files: One entry for each file that is named and exists, in the order of the table.
         rejects: Rows that label no file: (the file or the row, the reason in words that fit after it).
         ignored: Files that no row names, the table itself not among them.
-        columns: The columns taken for "file", "target" and, if there is one, "split".
+        columns: The columns taken for "file", "target" (several with commas) and, if there is one, "split".
+        target_columns: The columns of targets, in the order of each file's cells.
     """
 
     files: list[LabelledFile]
     rejects: list[tuple[str, str]]
     ignored: list[str]
     columns: dict[str, str]
+    target_columns: tuple[str, ...]
 
 
 def find_labels(names: Iterable[str]) -> str | None:
@@ -62,7 +67,7 @@ def find_labels(names: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def read_labels(raw: Path, names: Sequence[str], target_column: str | None) -> Labels | None:
+def read_labels(raw: Path, names: Sequence[str], target_column: str | Sequence[str] | None) -> Labels | None:
     """Return what the table `labels.*` in the folder `raw` says; None if there is none, or it names no file.
 
     The column of files is the one with most cells that are relative paths of files. If none has any, names without
@@ -72,7 +77,7 @@ def read_labels(raw: Path, names: Sequence[str], target_column: str | None) -> L
     Args:
         raw: The folder.
         names: All files in it, relative to it.
-        target_column: Column of targets; None guesses, as for tables of texts.
+        target_column: Column of targets, or several; None guesses one, as for tables of texts.
 
     Raises:
         DataError: If there are two such tables, it cannot be parsed, a column named in the settings is missing, a cell
@@ -98,8 +103,10 @@ def read_labels(raw: Path, names: Sequence[str], target_column: str | None) -> L
         return None
     column, meant = found
     split = next((name for name in table.header if name.lower() in SPLIT_NAMES and name != column), None)
-    target = _target_column(table, column, split, target_column)
-    file_place, target_place = table.header.index(column), table.header.index(target)
+    named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
+    targets = tuple(_target_column(table, column, split, name) for name in named)
+    targets = targets or (_target_column(table, column, split, None),)
+    file_place, target_places = table.header.index(column), [table.header.index(target) for target in targets]
     files_named = {line: meant[cell] for line, fields in table.rows if (cell := fields[file_place].strip()) in meant}
     splits = _splits(table, split, files_named)
 
@@ -109,15 +116,15 @@ def read_labels(raw: Path, names: Sequence[str], target_column: str | None) -> L
         where, cell, name = f"{table.name}:{line}", fields[file_place].strip(), files_named.get(line)
         if name is not None and name not in first:
             first[name] = where
-            files.append(LabelledFile(name, splits[line], fields[target_place], where))
+            files.append(LabelledFile(name, splits[line], tuple(fields[place] for place in target_places), where))
         elif name is not None:
             rejects.append((where, f"names {name!r} again, after {first[name]}"))
         elif cell:
             rejects.append((cell, f"is named in {where}, and there is no such file, or more than one it could mean"))
         else:
             rejects.append((where, "names no file"))
-    columns = {"file": column, "target": target} | ({"split": split} if split else {})
-    return Labels(files, rejects, [name for name in others if name not in first], columns)
+    columns = {"file": column, "target": ", ".join(targets)} | ({"split": split} if split else {})
+    return Labels(files, rejects, [name for name in others if name not in first], columns, targets)
 
 
 def _file_column(table: Table, names: Sequence[str]) -> tuple[str, dict[str, str]] | None:

@@ -40,7 +40,7 @@ def _audit_prepared(prepared: Path, *, near: bool) -> Audit:
     copies = find_copies(info.kind, _contents(list(splits.values())), near=near)
     places = [(split, row) for split, rows in splits.items() for row in range(len(rows))]
     members = [
-        Member(splits[split].names[row], split, info.labels[splits[split].labels[row]], content)
+        Member(splits[split].names[row], split, splits[split].target(row), content)
         for (split, row), content in zip(places, copies.contents, strict=True)
     ]
     return audit(members, copies.near)

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION, TASKS, label_set, value_list
 from regraft.errors import DataError
+from regraft.files import read_json, write_json
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("image", "text")
 _DATASET_NAME = "regraft"
 _FILE_FORMAT = "array_record"
 _ROWS_PER_SCAN = 256
+_TARGETS = "targets.json"  # beside TFDS's own files, which have no place for the names of values
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,17 @@ class Example:
     Attributes:
         id: sha256 (hex) of the image file as it came, or of the text in UTF-8; copies share it.
         name: Where it came from, relative to the raw data: `train/cats/1.png`, or `train.csv:17` for a line of a table.
-        label: The class name.
+        label: The class name; for other tasks the values in words.
         content: The text; or an image that `tf.io.decode_image` reads, as its encoded bytes or as the file holding them
             (read only when it is written, so that a large source never has to fit in memory).
+        values: One number for each target, see `targets.Target`; empty for a class.
     """
 
     id: str
     name: str
     label: str
     content: str | bytes | Path
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,25 @@ class PreparedInfo:
 
     Attributes:
         kind: "image" or "text".
-        labels: Class names; position i is class i.
+        labels: Class names; position i is class i. For other tasks the names of the values.
         counts: Number of examples by split.
+        task: "classification", "multilabel" or "regression".
     """
 
     kind: str
     labels: tuple[str, ...]
     counts: dict[str, int]
+    task: str = CLASSIFICATION
 
 
-def write_prepared(directory: Path, kind: str, labels: Sequence[str], splits: Mapping[str, Sequence[Example]]) -> None:
+def write_prepared(
+    directory: Path,
+    kind: str,
+    labels: Sequence[str],
+    splits: Mapping[str, Sequence[Example]],
+    *,
+    task: str = CLASSIFICATION,
+) -> None:
     """Write `splits` as a TFDS dataset into the empty or missing folder `directory`.
 
     Rows are ordered by (id, name), so the same examples give the same bytes whatever order they come in, and reading in
@@ -63,17 +77,25 @@ def write_prepared(directory: Path, kind: str, labels: Sequence[str], splits: Ma
     Args:
         directory: Becomes the dataset's folder (it holds dataset_info.json).
         kind: "image" or "text".
-        labels: Class names in class order; every example's label is one of them.
+        labels: Class names in class order; every example's label is one of them. For other tasks the names of the
+            values, in the order of every example's values.
         splits: Examples by split name; a split without examples is left out, as TFDS has no empty splits.
+        task: "classification", "multilabel" or "regression".
 
     Raises:
-        ValueError: If `kind` is unknown, no split has an example, or a label is not in `labels`.
+        ValueError: If `kind` or `task` is unknown, no split has an example, a label is not in `labels`, or an example
+            has not one value for each name.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-    unknown = {example.label for examples in splits.values() for example in examples} - set(labels)
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    everything = [example for examples in splits.values() for example in examples]
+    unknown = {example.label for example in everything} - set(labels) if task == CLASSIFICATION else set()
     if unknown:
         raise ValueError(f"examples carry labels that are not in the list of labels: {sorted(unknown)}")
+    if task != CLASSIFICATION and {len(example.values) for example in everything} - {len(labels)}:
+        raise ValueError(f"every example needs {len(labels)} values, one for each of {', '.join(labels)}")
     if not any(splits.values()):
         raise ValueError("there is no example to write")
 
@@ -86,7 +108,7 @@ def write_prepared(directory: Path, kind: str, labels: Sequence[str], splits: Ma
     written = []
     for split, examples in splits.items():
         if examples:
-            size_bytes = _write_rows(_file(directory, split), kind, labels, examples)
+            size_bytes = _write_rows(_file(directory, split), kind, labels, examples, task)
             written.append(
                 tfds.core.SplitInfo(
                     name=split, shard_lengths=[len(examples)], num_bytes=size_bytes, filename_template=template
@@ -98,13 +120,15 @@ def write_prepared(directory: Path, kind: str, labels: Sequence[str], splits: Ma
             "id": tfds.features.Text(),
             "name": tfds.features.Text(),
             kind: tfds.features.Image(shape=(None, None, 3)) if kind == "image" else tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=list(labels)),
+            **_target_feature(task, labels),
         },
         split_infos=written,
         filename_template=template,
         check_data=False,  # it would read through tf.data, which TFDS does not offer for ArrayRecord
         description="Examples prepared for fine-tuning: id, name, content and label.",
     )
+    if task != CLASSIFICATION:
+        write_json(directory / _TARGETS, {"task": task, "names": list(labels)})
 
 
 def read_info(directory: Path) -> PreparedInfo:
@@ -116,7 +140,12 @@ def read_info(directory: Path) -> PreparedInfo:
     try:
         info = json.loads((directory / "dataset_info.json").read_text("utf-8"))
         features = json.loads((directory / "features.json").read_text("utf-8"))
-        labels = (directory / "label.labels.txt").read_text("utf-8").removesuffix("\n").split("\n")
+        if (directory / _TARGETS).exists():
+            targets = read_json(directory / _TARGETS)
+            task, labels = targets["task"], targets["names"]
+        else:
+            task = CLASSIFICATION
+            labels = (directory / "label.labels.txt").read_text("utf-8").removesuffix("\n").split("\n")
     except (FileNotFoundError, json.JSONDecodeError) as error:
         raise DataError(
             f"{directory} holds no complete prepared data ({error}). "
@@ -127,6 +156,7 @@ def read_info(directory: Path) -> PreparedInfo:
         kind=next(kind for kind in KINDS if kind in columns),
         labels=tuple(labels),
         counts={split["name"]: sum(int(length) for length in split["shardLengths"]) for split in info["splits"]},
+        task=task,
     )
 
 
@@ -135,30 +165,44 @@ class Split:
 
     Attributes:
         kind: "image" or "text".
-        class_names: Class names; position i is class i.
+        class_names: Class names; position i is class i. For other tasks the names of the values.
+        task: "classification", "multilabel" or "regression".
         ids: sha256 (hex) of each row's content; copies share one.
         names: Where each row came from.
-        labels: Class of each row, int64, shape (N,).
+        labels: Class of each row, int64, shape (N,). For other tasks the values, float32, shape (N, K): real ones, or
+            1 for a label that holds and 0 for one that does not.
     """
 
-    def __init__(self, kind: str, class_names: tuple[str, ...], file: Path) -> None:
+    def __init__(self, kind: str, class_names: tuple[str, ...], file: Path, task: str = CLASSIFICATION) -> None:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.kind = kind
         self.class_names = class_names
+        self.task = task
         # No reading ahead: rows are asked for in random order, and idle reader threads would fight over the cores.
         self._reader = ArrayRecordReader(str(file), options="readahead_buffer_size:0,max_parallelism:0")
         self.ids: list[str] = []
         self.names: list[str] = []
-        labels: list[int] = []
+        labels: list[Any] = []
         for features in self._scan():
             self.ids.append(features["id"].bytes_list.value[0].decode())
             self.names.append(features["name"].bytes_list.value[0].decode())
-            labels.append(features["label"].int64_list.value[0])
-        self.labels = np.array(labels, np.int64)
+            if task == CLASSIFICATION:
+                labels.append(features["label"].int64_list.value[0])
+            else:
+                values = features["values"]
+                labels.append(list(values.float_list.value if task == REGRESSION else values.int64_list.value))
+        self.labels = np.array(labels, np.int64 if task == CLASSIFICATION else np.float32)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def target(self, row: int) -> str:
+        """Return the target of a row in words, as `Example.label` has it."""
+        if self.task == CLASSIFICATION:
+            return self.class_names[self.labels[row]]
+        values = self.labels[row].tolist()
+        return label_set(self.class_names, values) if self.task == MULTILABEL else value_list(values)
 
     def inputs(self, indices: Sequence[int]) -> list[Any]:
         """Return the contents of the rows `indices`, in that order: encoded image bytes, or strings.
@@ -197,7 +241,7 @@ def open_split(directory: Path, split: str) -> Split:
             f"{directory} has no split {split!r}; it has {', '.join(sorted(info.counts))}. Run preprocess again."
         )
     file = _file(directory, split)
-    opened = Split(info.kind, info.labels, file) if file.is_file() else None
+    opened = Split(info.kind, info.labels, file, info.task) if file.is_file() else None
     if opened is None or len(opened) != info.counts[split]:
         raise DataError(
             f"{file} should hold {info.counts[split]} rows and "
@@ -212,7 +256,17 @@ def _file(directory: Path, split: str) -> Path:
     return directory / f"{_DATASET_NAME}-{split}.{_FILE_FORMAT}-00000-of-00001"
 
 
-def _write_rows(file: Path, kind: str, labels: Sequence[str], examples: Sequence[Example]) -> int:
+def _target_feature(task: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Return TFDS's name and type of what an example is to be answered with."""
+    import tensorflow_datasets as tfds
+
+    if task == CLASSIFICATION:
+        return {"label": tfds.features.ClassLabel(names=list(labels))}
+    dtype = np.float32 if task == REGRESSION else np.int64
+    return {"values": tfds.features.Tensor(shape=(len(labels),), dtype=dtype)}
+
+
+def _write_rows(file: Path, kind: str, labels: Sequence[str], examples: Sequence[Example], task: str) -> int:
     """Write `examples`, ordered by (id, name), to `file`; return the size of the records in bytes.
 
     TFDS's own writer would not do: it leaves the order of a record's features to protobuf, which changes it from
@@ -232,7 +286,12 @@ def _write_rows(file: Path, kind: str, labels: Sequence[str], examples: Sequence
             features["id"].bytes_list.value.append(example.id.encode())
             features["name"].bytes_list.value.append(example.name.encode())
             features[kind].bytes_list.value.append(content.encode() if isinstance(content, str) else content)
-            features["label"].int64_list.value.append(class_of[example.label])
+            if task == CLASSIFICATION:
+                features["label"].int64_list.value.append(class_of[example.label])
+            elif task == REGRESSION:
+                features["values"].float_list.value.extend(example.values)
+            else:
+                features["values"].int64_list.value.extend(int(value) for value in example.values)
             serialized = record.SerializeToString(deterministic=True)
             writer.write(serialized)
             size_bytes += len(serialized)

@@ -106,7 +106,8 @@ def assign(
     label_of: dict[str, str] = {}
     for example in examples:
         unit = groups.get(example.id, example.id)
-        label_of[unit] = min(example.label, label_of.get(unit, example.label))
+        label = "" if example.values else example.label  # values are no classes: their examples are one group
+        label_of[unit] = min(label, label_of.get(unit, label))
     for identity, label in label_of.items():
         classes.setdefault(label, []).append(identity)
 

@@ -3,8 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from regraft.data.examples import Collection
 from regraft.data.records import Example
+from regraft.data.targets import CLASSIFICATION, REGRESSION
 from regraft.errors import DataError
 
 _REJECTS_SHOWN = 10
@@ -24,6 +27,8 @@ def check(
     Rules: at least one example; no more than `max_rejected_fraction` set aside; two or more classes; every class has
     `min_examples_per_class` different examples over all splits, and at least one in train and one in test (without the
     first it cannot be learned, without the second not measured; validation may lack a class). Copies count once.
+    Real values must differ in train and in test. Of several labels each must hold for `min_examples_per_class`
+    different examples, and in train neither for all nor for none.
 
     Args:
         collection: What the raw data holds, with its rejects.
@@ -37,7 +42,7 @@ def check(
     """
     problems = [
         *_rejects(collection, max_rejected_fraction, rejects_file),
-        *(_classes(collection, splits, min_examples_per_class) if any(splits.values()) else _nothing(collection)),
+        *(_targets(collection, splits, min_examples_per_class) if any(splits.values()) else _nothing(collection)),
     ]
     if problems:
         raise DataError("the data cannot be used:\n  " + "\n  ".join(problems))
@@ -68,6 +73,46 @@ def _rejects(collection: Collection, allowed: float, rejects_file: str) -> list[
     ]
 
 
+def _targets(collection: Collection, splits: Mapping[str, Sequence[Example]], minimum: int) -> list[str]:
+    if collection.task == CLASSIFICATION:
+        return _classes(collection, splits, minimum)
+    empty = [split for split, examples in splits.items() if not examples]
+    if empty:
+        return [f"no example is left for {', '.join(empty)}; add some, or let larger splits be made"]
+    if collection.task == REGRESSION:
+        return _real_values(collection.target_names, splits)
+    return _labels(collection.target_names, splits, minimum)
+
+
+def _real_values(names: Sequence[str], splits: Mapping[str, Sequence[Example]]) -> list[str]:
+    problems = []
+    for split, need in (("train", "nothing can be learned from it"), ("test", "nothing can be measured by it")):
+        values = np.array([example.values for example in splits[split]], np.float32)
+        problems += [
+            f"target {name!r} is {column[0]:g} in every example of {split} (as float32), so {need}"
+            for name, column in zip(names, values.T, strict=True)
+            if (column == column[0]).all()
+        ]
+    return problems
+
+
+def _labels(names: Sequence[str], splits: Mapping[str, Sequence[Example]], minimum: int) -> list[str]:
+    problems = []
+    distinct = {example.id: example.values for held in splits.values() for example in held}
+    totals = np.array(list(distinct.values())).sum(axis=0)
+    shares = np.array([example.values for example in splits["train"]]).mean(axis=0)
+    for name, total, share in zip(names, totals, shares, strict=True):
+        if total < minimum:
+            problems.append(
+                f"label {name!r} has {total:.0f} different example(s), and preprocess.min_examples_per_class wants "
+                f"{minimum}: add some or leave the label out"
+            )
+        elif share in (0.0, 1.0):
+            held = "all examples" if share else "no example"
+            problems.append(f"label {name!r} holds for {held} of train, so it cannot be learned")
+    return problems
+
+
 def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], minimum: int) -> list[str]:
     distinct = {
         split: Counter(label for _, label in {(e.id, e.label) for e in examples}) for split, examples in splits.items()
@@ -86,9 +131,9 @@ def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], mi
     if few and _are_real_values(labels):
         return [
             *problems,
-            f"the labels are {len(labels)} different real numbers ({labels[0]}, {labels[1]}, ...), and only classes "
-            "can be learned: put the numbers into ranges and name those, or name another column in "
-            "preprocess.target_column",
+            f"the labels are {len(labels)} different real numbers ({labels[0]}, {labels[1]}, ...), most of them too "
+            "rare to be classes: set preprocess.task to regression if they are measured values, or name another column "
+            "in preprocess.target_column",
         ]
     if len(few) > len(labels) / 2 and collection.columns:
         return [
@@ -104,8 +149,8 @@ def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], mi
     ]
     if not few and not splits.get("validation"):
         problems.append(
-            "there is no example for validation: the train split has too few to spare any; add some to it, or add a "
-            "validation split"
+            "there is no example for validation: the train split has too few to spare any (copies, near ones too, count "
+            "once); add some to it, or add a validation split"
         )
     for label in labels:
         if label in few:

@@ -9,12 +9,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 _MATRIX_CLASSES = 20
 _MATRIX_EXCERPT = 12
 _BAR_CLASSES = 30
 _ROOMY_CLASSES = 12
+_PANELS = 4
 _DOTS_PER_INCH = 200
 
 
@@ -40,16 +42,16 @@ class Mistake:
 
     Attributes:
         name: Where the example came from.
-        label: Its class.
-        predicted: The class the model chose.
-        probability: The probability the model gave to `predicted`, in [0, 1].
+        label: Its class; or its labels or values in words.
+        predicted: The class the model chose; or the labels or values it answered.
+        probability: The probability the model gave to `predicted`, in [0, 1]; None where there is no single one.
         content: Encoded image, or text.
     """
 
     name: str
     label: str
     predicted: str
-    probability: float
+    probability: float | None
     content: bytes | str
 
 
@@ -140,6 +142,54 @@ def f1_figure(f1_by_class: Mapping[str, float], theme: Theme) -> bytes:
         return _png(figure)
 
 
+def scatter_figure(
+    truth: NDArray[np.floating], answers: NDArray[np.floating], names: Sequence[str], theme: Theme
+) -> bytes:
+    """Draw predicted against true values, one panel a target; a right answer lies on the line.
+
+    Args:
+        truth: Shape (N, K); of more than _PANELS targets the first are drawn.
+        answers: Shape (N, K).
+        names: Of the targets.
+        theme: Colours.
+    """
+    shown = min(len(names), _PANELS)
+    with mpl.rc_context(_style(theme)):
+        figure = Figure(figsize=(4.6, 0.2 + 3.8 * shown), layout="constrained")
+        for axes, place in zip(figure.subplots(shown, 1, squeeze=False)[:, 0], range(shown), strict=True):
+            true, given = truth[:, place], answers[:, place]
+            ends = [min(true.min(), given.min()), max(true.max(), given.max())]
+            axes.plot(ends, ends, color=theme.line, linewidth=2, zorder=0)
+            axes.scatter(true, given, s=9, color=theme.good, alpha=_opacity(len(true)), linewidths=0)
+            axes.set_xlabel(f"true {_shorten(names[place], 30)}")
+            axes.set_ylabel("predicted")
+            axes.set_aspect("equal", adjustable="box")
+            _bare(axes)
+        return _png(figure)
+
+
+def residuals_figure(
+    truth: NDArray[np.floating], answers: NDArray[np.floating], names: Sequence[str], theme: Theme
+) -> bytes:
+    """Draw how far predictions are off against what was predicted; see `scatter_figure` for the arguments."""
+    shown = min(len(names), _PANELS)
+    with mpl.rc_context(_style(theme)):
+        figure = Figure(figsize=(4.6, 0.2 + 2.2 * shown), layout="constrained")
+        for axes, place in zip(figure.subplots(shown, 1, squeeze=False)[:, 0], range(shown), strict=True):
+            given = answers[:, place]
+            axes.axhline(0.0, color=theme.line, linewidth=2, zorder=0)
+            axes.scatter(given, given - truth[:, place], s=9, color=theme.bad, alpha=_opacity(len(given)), linewidths=0)
+            axes.set_xlabel(f"predicted {_shorten(names[place], 30)}")
+            axes.set_ylabel("predicted minus true")
+            _bare(axes)
+        return _png(figure)
+
+
+def _opacity(points: int) -> float:
+    """Return how opaque one of many points is, so that crowds show."""
+    return min(0.9, max(0.05, 150.0 / max(points, 1)))
+
+
 def curves_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], *, best_epoch: int, theme: Theme) -> bytes:
     """Draw training curves, one panel above another.
 
@@ -179,8 +229,9 @@ def mistakes_figure(mistakes: Sequence[Mistake], theme: Theme, *, columns: int =
             if isinstance(mistake.content, str):
                 raise TypeError("a contact sheet shows images, got a text")
             axes.imshow(Image.open(io.BytesIO(mistake.content)).convert("RGB"), interpolation="nearest")
+            sure = "" if mistake.probability is None else f" {mistake.probability:.0%}"
             axes.set_title(
-                f"{_shorten(mistake.label, 16)}\nread as {_shorten(mistake.predicted, 14)} {mistake.probability:.0%}",
+                f"{_shorten(mistake.label, 16)}\nread as {_shorten(mistake.predicted, 14)}{sure}",
                 fontsize=7.5,
                 color=theme.ink,
             )

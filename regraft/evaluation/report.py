@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from regraft.backbones.card import Card
 from regraft.evaluation.metrics import most_frequent_confusions
@@ -21,8 +22,11 @@ from regraft.evaluation.plots import (
     curves_figure,
     f1_figure,
     mistakes_figure,
+    residuals_figure,
+    scatter_figure,
     thumbnail,
 )
+from regraft.measures import HEADLINES, LEADING, VALIDATION, task_of, words
 from regraft.settings import EvaluateSettings
 
 _TEMPLATE = "report.html.j2"
@@ -31,6 +35,9 @@ _CONFUSIONS = 3
 _REJECTS = 20
 _SMALL_IMAGE_PX = 64
 _SHORT_TEXT = 240
+# Metrics that are no shares.
+_NUMBERS = ("r2", "pearson", "spearman", "rmse", "mae", "mse")
+_MEANINGS = {"mae": "mean absolute error, in the target's own unit", "spearman": "Spearman's rank correlation"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Facts:
         mistakes: The mistakes the model was surest of.
         seed: Of the run.
         evaluate: How the intervals were computed.
+        answers: True values and predicted ones, each (N, K), of a regression; None for other tasks.
     """
 
     name: str
@@ -62,15 +70,20 @@ class Facts:
     mistakes: Sequence[Mistake]
     seed: int
     evaluate: EvaluateSettings
+    answers: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def task(self) -> str:
+        """The task: "classification", "multilabel" or "regression"."""
+        return task_of(self.metrics)
 
 
 def draw_plots(facts: Facts) -> dict[str, bytes]:
     """Return all figures as PNG bytes by name; those with nothing to show are left out."""
-    per_class = facts.metrics["test"]["per_class"]
-    figures = {
-        **_page_figures(facts, LIGHT),
-        "f1": f1_figure({name: row["f1"] for name, row in per_class.items() if row["examples"]}, LIGHT),
-    }
+    figures = _page_figures(facts, LIGHT)
+    if facts.task != "regression":
+        rows = _rows(facts)
+        figures["f1"] = f1_figure({name: row["f1"] for name, row in rows.items() if row["examples"]}, LIGHT)
     if facts.data["kind"] == "image" and facts.mistakes:
         figures["mistakes"] = mistakes_figure(facts.mistakes, LIGHT)
     return figures
@@ -78,7 +91,12 @@ def draw_plots(facts: Facts) -> dict[str, bytes]:
 
 def _page_figures(facts: Facts, theme: Theme) -> dict[str, bytes]:
     """Return the figures that are part of the page; the rest of it draws F1 and mistakes as text and pictures."""
-    figures = {"confusion": confusion_figure(facts.metrics["test"]["confusion"], facts.metrics["labels"], theme)}
+    figures = {}
+    if facts.task == "classification":
+        figures["confusion"] = confusion_figure(facts.metrics["test"]["confusion"], facts.metrics["labels"], theme)
+    elif facts.answers is not None:
+        figures["scatter"] = scatter_figure(*facts.answers, facts.metrics["labels"], theme)
+        figures["residuals"] = residuals_figure(*facts.answers, facts.metrics["labels"], theme)
     if facts.training["history"]:
         figures["curves"] = _curves(facts.training, theme)
     return figures
@@ -91,7 +109,6 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         facts: What it says.
         plots: What `draw_plots` returned for them.
     """
-    metrics = facts.metrics["test"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -101,6 +118,7 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
     )
     environment.filters["percent"] = _percent
     environment.filters["count"] = _count
+    environment.filters["number"] = _number
     dark = _page_figures(facts, DARK)
     rejects = facts.data["rejects"]
     return environment.get_template(_TEMPLATE).render(
@@ -113,28 +131,17 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         verdict=_verdict(facts),
         warnings=_warnings(facts),
         facts=_key_facts(facts),
-        wrong=metrics["examples"] - sum(row[place] for place, row in enumerate(metrics["confusion"])),
-        confusions=[
-            {"true": facts.metrics["labels"][true], "predicted": facts.metrics["labels"][guess], "count": count}
-            for true, guess, count in most_frequent_confusions(metrics["confusion"], limit=_CONFUSIONS)
-            if count > 1
-        ],
+        task=facts.task,
+        headline=_headline(facts),
+        **_confusions(facts),
         mistakes=[_show_mistake(mistake) for mistake in facts.mistakes],
-        classes=_classes(metrics["per_class"]),
+        classes=[] if facts.task == "regression" else _classes(_rows(facts)),
+        targets=_rows(facts) if facts.task == "regression" else {},
         matrix_classes=classes_drawn(len(facts.metrics["labels"])),
         table_classes=_TABLE_CLASSES,
         pictures={name: {"light": _data_url(plots[name]), "dark": _data_url(dark[name])} for name in dark},
         training_lines=_training_lines(facts),
-        splits=[
-            {
-                "name": split,
-                "examples": sum(counts.values()),
-                "smallest": min(counts.values()),
-                "largest": max(counts.values()),
-            }
-            for split in ("train", "validation", "test")
-            if (counts := facts.data["counts"].get(split))
-        ],
+        splits=_splits(facts),
         data_facts=_data_facts(facts),
         rejects=rejects[:_REJECTS],
         more_rejects=max(0, len(rejects) - _REJECTS),
@@ -144,16 +151,115 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
 
 
 def _title(facts: Facts) -> str:
-    return f"{facts.name}: {len(facts.metrics['labels'])} classes of {facts.data['kind']}s"
+    kind, names = facts.data["kind"], facts.metrics["labels"]
+    if facts.task == "regression":
+        return f"{facts.name}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} of {kind}s"
+    return f"{facts.name}: {len(names)} {'labels' if facts.task == 'multilabel' else 'classes'} of {kind}s"
+
+
+def _rows(facts: Facts) -> Mapping[str, Any]:
+    """Return the metrics of each class, label or target by name."""
+    rows: Mapping[str, Any] = facts.metrics["test"]["per_class" if facts.task == "classification" else "by_column"]
+    return rows
+
+
+def _show(metric: str, value: float) -> str:
+    """Return a metric for people: shares in percent, the others as numbers."""
+    return _number(value) if metric in _NUMBERS else _percent(value)
+
+
+def _headline(facts: Facts) -> dict[str, str]:
+    """Return the number that comes first with its interval, and the next ones in a line."""
+    first, *others = HEADLINES[facts.task]
+    test = facts.metrics["test"]
+
+    def span(metric: str) -> str:
+        return f"{_show(metric, test[metric]['low'])} to {_show(metric, test[metric]['high'])}"
+
+    return {
+        "name": words(first),
+        "value": _show(first, test[first]["value"]),
+        "span": span(first),
+        "others": ", ".join(
+            f"{words(metric)} {_show(metric, test[metric]['value'])} ({span(metric)})" for metric in others
+        ),
+    }
 
 
 def _comparison(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the headline's bars: this model, the probe when it is another one, and the majority class."""
-    rows = [{"name": "this model", "accuracy": metrics["test"]["accuracy"]}]
+    """Return the rows of the headline's bars: this model, the probe when it is another one, and a constant answer."""
+    metric = LEADING[task_of(metrics)]
+    rows = [("this model", metrics["test"][metric])]
     if metrics["shipped"] != "probe":
-        rows.append({"name": "probe (solved head only)", "accuracy": metrics["probe"]["test"]["accuracy"]})
-    label = metrics["majority"]["label"]
-    return [*rows, {"name": f"always “{label}”", "accuracy": metrics["majority"]["test"]["accuracy"]}]
+        rows.append(("probe (solved head only)", metrics["probe"]["test"][metric]))
+    name, constant = _constant(metrics)
+    return [
+        {
+            "name": name,
+            "shown": _show(metric, numbers["value"]),
+            # R2 may be below zero, where a bar has no length.
+            **{end: min(1.0, max(0.0, numbers[end])) for end in ("value", "low", "high")},
+        }
+        for name, numbers in [*rows, (name, constant[metric])]
+    ]
+
+
+def _constant(metrics: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return what always giving one answer is called, and what it scores on the test split."""
+    if "majority" in metrics:
+        return f"always “{metrics['majority']['label']}”", metrics["majority"]["test"]
+    return metrics["baseline"]["name"], metrics["baseline"]["test"]
+
+
+def _confusions(facts: Facts) -> dict[str, Any]:
+    """Return how many classes were wrong, and the most frequent ways to be wrong."""
+    if facts.task != "classification":
+        return {"wrong": 0, "confusions": []}
+    metrics, labels = facts.metrics["test"], facts.metrics["labels"]
+    return {
+        "wrong": metrics["examples"] - sum(row[place] for place, row in enumerate(metrics["confusion"])),
+        "confusions": [
+            {"true": labels[true], "predicted": labels[guess], "count": count}
+            for true, guess, count in most_frequent_confusions(metrics["confusion"], limit=_CONFUSIONS)
+            if count > 1
+        ],
+    }
+
+
+def _splits(facts: Facts) -> dict[str, Any]:
+    """Return the table of splits: headings, and rows of cells."""
+    order = ("train", "validation", "test")
+    if facts.task == "regression":
+        return {
+            "headings": ["examples", "target", "mean", "std. dev.", "range"],
+            "rows": [
+                [
+                    split,
+                    _count(facts.data["examples"][split]),
+                    name,
+                    _number(values["mean"]),
+                    _number(values["standard_deviation"]),
+                    f"{_number(values['min'])} to {_number(values['max'])}",
+                ]
+                for name, by_split in facts.data["targets"].items()
+                for split in order
+                if (values := by_split.get(split))
+            ],
+        }
+    noun = "label" if facts.task == "multilabel" else "class"
+    return {
+        "headings": ["examples", f"smallest {noun}", f"largest {noun}"],
+        "rows": [
+            [
+                split,
+                _count(facts.data["examples"][split] if noun == "label" else sum(counts.values())),
+                _count(min(counts.values())),
+                _count(max(counts.values())),
+            ]
+            for split in order
+            if (counts := facts.data["counts"].get(split))
+        ],
+    }
 
 
 def _verdict(facts: Facts) -> str:
@@ -164,8 +270,9 @@ def _verdict(facts: Facts) -> str:
         return (
             "Validation did not prefer the fine-tuned model, so the probe ships: a head solved on the frozen backbone."
         )
-    gain = facts.metrics["gain_over_probe"]["accuracy"]
-    points = f"{100 * abs(gain['value']):.1f} points"
+    metric = LEADING[facts.task]
+    gain = facts.metrics["gain_over_probe"][metric]
+    points = f"{100 * abs(gain['value']):.1f} points{'' if facts.task == 'classification' else f' of {words(metric)}'}"
     span = f"{_percent(facts.evaluate.interval, 0)} interval {_signed(gain['low'])} to {_signed(gain['high'])}"
     if gain["low"] > 0:
         return f"Fine-tuning made it better than its probe by {points} ({span})."
@@ -189,14 +296,16 @@ def _warnings(facts: Facts) -> list[str]:
             "labels."
         )
     warnings += _leakage_warnings(facts.data)
-    per_class = facts.metrics["test"]["per_class"]
-    few = [name for name, row in per_class.items() if row["examples"] < 10]
+    rows = _rows(facts)
+    few = [name for name, row in rows.items() if row.get("examples", 10) < 10]
+    one, many = ("label", "labels") if facts.task == "multilabel" else ("class", "classes")
     if few:
-        named = f"the class “{few[0]}” has" if len(few) == 1 else f"{len(few)} of {len(per_class)} classes have"
+        named = f"the {one} “{few[0]}” has" if len(few) == 1 else f"{len(few)} of {len(rows)} {many} have"
         warnings.append(
-            f"{named[0].upper()}{named[1:]} fewer than 10 test examples: figures of single classes are rough."
+            f"{named[0].upper()}{named[1:]} fewer than 10 test examples: figures of single {many} are rough."
         )
-    if facts.metrics["test"]["accuracy"]["low"] <= facts.metrics["majority"]["test"]["accuracy"]["value"]:
+    metric = LEADING[facts.task]
+    if facts.metrics["test"][metric]["low"] <= _constant(facts.metrics)[1][metric]["value"]:
         warnings.append("This model is not clearly better than always giving the same answer.")
     return warnings
 
@@ -221,10 +330,18 @@ def _leakage_warnings(data: Mapping[str, Any]) -> list[str]:
 
 def _key_facts(facts: Facts) -> list[dict[str, str]]:
     metrics = facts.metrics["test"]
-    weakest = _classes(metrics["per_class"])[0]
+    if facts.task == "regression":
+        first = [{"value": _number(metrics[name]["value"]), "name": _MEANINGS[name]} for name in ("mae", "spearman")]
+    else:
+        is_class = facts.task == "classification"
+        weakest = _classes(_rows(facts))[0]
+        noun = "class" if is_class else "label"
+        first = [
+            {"value": _percent(metrics["f1" if is_class else "macro_f1"]["value"]), "name": "macro F1"},
+            {"value": _percent(weakest["f1"], 0), "name": f"F1 of the weakest {noun}, {weakest['name']}"},
+        ]
     return [
-        {"value": _percent(metrics["f1"]["value"]), "name": "macro F1"},
-        {"value": _percent(weakest["f1"], 0), "name": f"F1 of the weakest class, {weakest['name']}"},
+        *first,
         {
             "value": f"{facts.speed['latency_ms']['p50']:.0f} ms",
             "name": f"for one {facts.data['kind']} (99% within {facts.speed['latency_ms']['p99']:.0f} ms)",
@@ -278,13 +395,15 @@ def _data_facts(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _curves(training: Mapping[str, Any], theme: Theme) -> bytes:
-    """Draw validation accuracy and the two losses by epoch; epoch 0 is the probe, where fine-tuning starts."""
+    """Draw the measure on validation data and the two losses by epoch; epoch 0 is the probe."""
     start, epochs = training["probe"]["validation"], training["history"]
+    loss, measure = next(names for names in VALIDATION.values() if set(names) <= set(start))
+    titles = {"log_loss": "log loss, nats an example" if measure == "accuracy" else "log loss, nats a label"}
     return curves_figure(
         {
-            "accuracy": {"validation": [start["accuracy"], *(epoch["validation_accuracy"] for epoch in epochs)]},
-            "log loss, nats an example": {
-                "validation": [start["log_loss"], *(epoch["validation_log_loss"] for epoch in epochs)],
+            words(measure): {"validation": [start[measure], *(epoch[f"validation_{measure}"] for epoch in epochs)]},
+            titles.get(loss, "squared error, in variances of the target"): {
+                "validation": [start[loss], *(epoch[f"validation_{loss}"] for epoch in epochs)],
                 "training": [math.nan, *(epoch["train_loss"] for epoch in epochs)],
             },
         },
@@ -334,6 +453,13 @@ def _percent(share: float, decimals: int = 1) -> str:
     if share < 1.0 and text == f"{100:.{decimals}f}%":
         return f"{100 - 10**-decimals:.{decimals}f}%"
     return text
+
+
+def _number(value: float) -> str:
+    """Return a number with four digits that count, without an exponent where people expect none."""
+    if value == 0.0 or not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.4g}"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
 
 
 def _signed(difference: float) -> str:

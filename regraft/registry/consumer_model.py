@@ -1,4 +1,4 @@
-"""The registered model as consumers load it: raw images or texts in, labels and probabilities out.
+"""The registered model as consumers load it: raw images or texts in, labels and probabilities (or values) out.
 
 MLflow stores this file with every version ("models from code") and runs it in the consumer's process, where this
 project is not installed. So it imports only mlflow, numpy, pandas and tensorflow (and tensorflow_text for texts);
@@ -27,6 +27,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         facts = json.loads((folder / "labels.json").read_text("utf-8"))
         self.kind: str = facts["kind"]
         self.labels: list[str] = facts["labels"]
+        self.task: str = facts.get("task", "classification")
         import tensorflow as tf
 
         if self.kind == "text":
@@ -43,28 +44,39 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             params: Unused; MLflow passes it.
 
         Returns:
-            One row for each row of `model_input`, in its order and with its index: `label` (string), `probability` of
-            that label (double, in (0, 1]) and `probabilities` (every label with its probability).
+            One row for each row of `model_input`, in its order and with its index. A model of classes answers `label`
+            (string), `probability` of that label (double, in (0, 1]) and `probabilities` (every label with its
+            probability). One that gives several labels at once: `labels` (those with a probability of 0.5 or more, a
+            list of strings) and `probabilities`. One of real values: `value` (double, in the target's own unit); for
+            several targets a column for each, named like it.
 
         Raises:
             MlflowException: If a row is empty, of another type, or an image that TensorFlow cannot decode; the message
                 names the row. MLflow's model server answers it with status 400.
         """
         values = [self._checked(row, value) for row, value in enumerate(_rows(model_input[self.kind]))]
-        probabilities = np.empty((len(values), len(self.labels)), np.float32)
+        answers = np.empty((len(values), len(self.labels)), np.float32)
         for start in range(0, len(values), BATCH_ROWS):
             batch = values[start : start + BATCH_ROWS]
-            probabilities[start : start + len(batch)] = self._answer(batch, start)
-        best = probabilities.argmax(axis=1) if values else np.empty(0, np.int64)
+            answers[start : start + len(batch)] = self._answer(batch, start)
         index = model_input.index if len(model_input) == len(values) else None
-        return pd.DataFrame(
-            {
-                "label": [self.labels[place] for place in best],
-                "probability": [float(row[place]) for row, place in zip(probabilities, best, strict=True)],
-                "probabilities": [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities],
-            },
-            index=index,
-        )
+        return pd.DataFrame(self._columns(answers), index=index)
+
+    def _columns(self, answers: np.ndarray) -> dict[str, Any]:
+        """Return what consumers get, by column, from answers of shape (rows, outputs)."""
+        if self.task == "regression":
+            names = self.labels if len(self.labels) > 1 else ["value"]
+            return dict(zip(names, answers.T.astype(np.float64), strict=True))
+        probabilities = [dict(zip(self.labels, map(float, row), strict=True)) for row in answers]
+        if self.task == "multilabel":
+            held = [[name for name, share in row.items() if share >= 0.5] for row in probabilities]
+            return {"labels": held, "probabilities": probabilities}
+        best = answers.argmax(axis=1) if len(answers) else np.empty(0, np.int64)
+        return {
+            "label": [self.labels[place] for place in best],
+            "probability": [float(row[place]) for row, place in zip(answers, best, strict=True)],
+            "probabilities": probabilities,
+        }
 
     def _checked(self, row: int, value: Any) -> bytes | str:
         if self.kind == "image" and isinstance(value, bytes | bytearray | memoryview) and len(value):
@@ -79,9 +91,10 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         )
 
     def _answer(self, batch: list[bytes | str], start: int) -> np.ndarray:
-        """Return probabilities, float32 (len(batch), classes); `start` is the row number of the first."""
+        """Return probabilities or values, float32 (len(batch), K); `start` is the row number of the first."""
+        answered = "values" if self.task == "regression" else "probabilities"
         try:
-            return np.asarray(self.exported.serve(self.tf.constant(batch, self.tf.string))["probabilities"])
+            return np.asarray(self.exported.serve(self.tf.constant(batch, self.tf.string))[answered])
         except self.tf.errors.InvalidArgumentError as error:
             if self.kind == "image" and len(batch) == 1:
                 raise MlflowException.invalid_parameter_value(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import RegistryError, ResourceError
+from regraft.measures import MINIMUM
 from regraft.paths import REPOSITORY
 from regraft.registry import promotion, published
 from regraft.registry.promotion import Answers, Gate
@@ -94,20 +95,16 @@ def judge(release: Release, standing: Standing, version: "ModelVersion") -> Judg
 
 def _gates(release: Release, champion: int | None) -> list[Gate]:
     """Ask every gate; `champion` is the version to be compared with, if any."""
-    settings, metric = release.settings, release.settings.promote.metric
-    gates = [
-        promotion.minimum_gate(metric, release.test_metrics[metric]["value"], settings.promote.minimum),
-        promotion.majority_gate(metric, release.answers),
-    ]
+    settings, metric = release.settings, release.metric
+    asked = settings.promote.minimum
+    minimum = MINIMUM.get(release.task) if asked == "auto" else asked
+    gates = [promotion.majority_gate(metric, release.answers, release.constant)]
+    if minimum is not None:
+        gates.insert(0, promotion.minimum_gate(metric, release.test_metrics[metric]["value"], minimum))
     if champion is None:
         return gates
     theirs = release.client.get_model_version(release.name, str(champion))
-    their_kind = theirs.tags.get("regraft.kind", release.kind)
-    if their_kind != release.kind:
-        reason = (
-            f"version {champion}, the champion, answers {their_kind}s and this model {release.kind}s, so they cannot "
-            f"be compared: give the project another `name`, or delete the alias {CHAMPION!r} in MLflow"
-        )
+    if reason := _incomparable(release, theirs):
         return [*gates, Gate("champion", False, reason, {})]
     ours, theirs_answered = release.answers, _champion_answers(release, theirs)
     # When the test split was made anew, some of it may be what the champion learnt from, and knows by heart.
@@ -139,6 +136,24 @@ def _seen_by(release: Release, champion: "ModelVersion") -> NDArray[np.uint64]:
         return np.array([], np.uint64)  # registered by hand, or by a version that did not record them
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
         return np.asarray(np.load(client.download_artifacts(champion.run_id, SEEN, folder), allow_pickle=False))
+
+
+def _incomparable(release: Release, champion: "ModelVersion") -> str:
+    """Return why the champion cannot answer what this model answers; nothing if it can."""
+    tags, differ = champion.tags, ""
+    kind, task = tags.get("regraft.kind", release.kind), tags.get("regraft.task", "classification")
+    if kind != release.kind:
+        differ = f"answers {kind}s and this model {release.kind}s"
+    elif task != release.task:
+        differ = f"is for {task} and this model for {release.task}"
+    elif release.targets and tags.get("regraft.targets", "") != release.targets:
+        differ = "answers other targets than this model"
+    if not differ:
+        return ""
+    return (
+        f"version {champion.version}, the champion, {differ}, so they cannot be compared: give the project another "
+        f"`name`, or delete the alias {CHAMPION!r} in MLflow"
+    )
 
 
 def _champion_answers(release: Release, champion: "ModelVersion") -> Answers:

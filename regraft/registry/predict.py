@@ -2,9 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from regraft.data import images
 from regraft.errors import DataError, RegistryError
@@ -25,8 +27,8 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
             texts; one that is the path of a `.txt` file stands for the content of that file.
 
     Returns:
-        For each input, in order: input (as given), label, probability of that label, probabilities by label; all
-        ready for JSON.
+        For each input, in order: input (as given) and the model's answer, ready for JSON: label, probability of that
+        label and probabilities by label; or labels and probabilities; or value, or a value for each target.
 
     Raises:
         RegistryError: If there is no such model, or its files are gone.
@@ -64,14 +66,18 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
         read = _read_image if columns == ["image"] else _read_text
         answers = model.predict(pd.DataFrame({columns[0]: [read(given) for given in inputs]}))
     return [
-        {
-            "input": given,
-            "label": str(row.label),
-            "probability": float(row.probability),
-            "probabilities": {str(label): float(value) for label, value in row.probabilities.items()},
-        }
-        for given, row in zip(inputs, answers.itertuples(), strict=True)
+        {"input": given, **{str(column): _plain(cell) for column, cell in answer.items()}}
+        for given, answer in zip(inputs, answers.to_dict("records"), strict=True)
     ]
+
+
+def _plain(cell: Any) -> Any:
+    """Return a cell of an answer as JSON can hold it."""
+    if isinstance(cell, Mapping):
+        return {str(label): float(value) for label, value in cell.items()}
+    if isinstance(cell, str):
+        return cell
+    return float(cell) if np.ndim(cell) == 0 else [str(label) for label in cell]
 
 
 def _read_image(given: str) -> bytes:

@@ -1,9 +1,13 @@
-"""The rules by which a new model may replace the champion: pure functions of labels and answers."""
+"""The rules by which a new model may replace the champion: pure functions of labels and answers.
+
+Answers to classes are names. Answers in columns (real values, or labels of which any number hold) are tuples of
+numbers, one for each column, and are scored by `regraft.evaluation.columns`.
+"""
 
 import csv
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import RegistryError
+from regraft.evaluation import columns
+from regraft.measures import LEADING, LOWER_IS_BETTER, METRICS, words
 
-METRICS = ("accuracy", "precision", "recall", "f1")
+# What comes before a target's name in the columns of predictions.csv.
+TRUE, PREDICTED, PROBABILITY = "true ", "predicted ", "probability "
 _ROWS_PER_DRAW = 4_000_000  # random row numbers drawn at a time: bounds memory to some 50 MB
+
+
+Answer = str | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -22,13 +32,17 @@ class Answers:
 
     Attributes:
         ids: sha256 (hex) of each example; copies share one.
-        labels: The right class name of each example.
-        predicted: The class name that the model gave.
+        labels: The right class name of each example; or its values, one a column.
+        predicted: The class name that the model gave; or its values.
+        task: "classification", "multilabel" or "regression".
+        names: Of the columns; none for classes.
     """
 
     ids: tuple[str, ...]
-    labels: tuple[str, ...]
-    predicted: tuple[str, ...]
+    labels: tuple[Answer, ...]
+    predicted: tuple[Answer, ...]
+    task: str = "classification"
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.labels) == len(self.predicted):
@@ -41,7 +55,12 @@ class Answers:
         rows = [row for row, known in enumerate(np.isin(_compact(self.ids), seen)) if not known]
         if not rows:
             return None
-        return Answers(*(tuple(column[row] for row in rows) for column in (self.ids, self.labels, self.predicted)))
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
+            predicted=tuple(self.predicted[row] for row in rows),
+        )
 
     @property
     def test_digest(self) -> str:
@@ -64,7 +83,7 @@ class Gate:
     """One condition on a new model, and how it came out.
 
     Attributes:
-        name: "minimum", "majority" or "champion".
+        name: "minimum", "majority" (a constant answer) or "champion".
         passed: Whether the condition holds.
         reason: The outcome as a sentence with numbers.
         numbers: What the sentence is made from.
@@ -80,22 +99,57 @@ class Gate:
 
 
 def read_answers(path: Path) -> Answers:
-    """Read the columns id, label and predicted of a predictions.csv.
+    """Read a predictions.csv: the columns id, label and predicted; or id and a pair of columns for each target.
 
     Raises:
         RegistryError: If the file is missing, lacks a column or has no rows.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            header, rows = list(reader.fieldnames or ()), list(reader)
         if not rows:
             raise RegistryError(f"{path} holds no predictions. Run `regraft run --force evaluate`.")
+        names = tuple(column.removeprefix(TRUE) for column in header if column.startswith(TRUE))
+        if names and "label" not in header:
+            truth, given = (
+                tuple(tuple(float(row[part + name]) for name in names) for row in rows) for part in (TRUE, PREDICTED)
+            )
+            task = "multilabel" if PROBABILITY + names[0] in header else "regression"
+            return Answers(tuple(row["id"] for row in rows), truth, given, task, names)
         ids, labels, predicted = (tuple(row[name] for row in rows) for name in ("id", "label", "predicted"))
     except FileNotFoundError:
         raise RegistryError(f"{path} does not exist. Run `regraft run` to evaluate the model first.") from None
     except KeyError as error:
         raise RegistryError(f"{path} has no column {error}. Run `regraft run --force evaluate`.") from None
     return Answers(ids, labels, predicted)
+
+
+def choose_metric(task: str, setting: str) -> str:
+    """Return the metric that decides for a model of `task`.
+
+    Raises:
+        RegistryError: If the setting names one of another task.
+    """
+    if setting == "auto":
+        return LEADING[task]
+    if setting not in METRICS[task]:
+        raise RegistryError(
+            f"promote.metric is {setting!r}, and this is a model for {task}, measured by {', '.join(METRICS[task])}. "
+            "Name one of those, or write `metric: auto`; what has been made so far is kept."
+        )
+    return setting
+
+
+def score_answers(metric: str, answers: Answers) -> float:
+    """Return `metric` of a model's answers."""
+    if answers.task == "classification":
+        return score(metric, *_class_names(answers.labels, answers.predicted))
+    return columns.score_once(answers.task, np.array(answers.labels), np.array(answers.predicted))[metric]
+
+
+def _class_names(*answers: Sequence[Answer]) -> list[list[str]]:
+    return [[str(answer) for answer in given] for given in answers]
 
 
 def score(metric: str, labels: Sequence[str], predicted: Sequence[str]) -> float:
@@ -108,22 +162,44 @@ def score(metric: str, labels: Sequence[str], predicted: Sequence[str]) -> float
     return float(_metric(metric, np.ones((1, len(truth)), np.float32), truth, guesses, classes)[0])
 
 
+def is_better(metric: str, value: float, other: float) -> bool:
+    """Return whether `value` beats `other`: less of an error, more of anything else."""
+    return value < other if metric in LOWER_IS_BETTER else value > other
+
+
 def minimum_gate(metric: str, value: float, minimum: float) -> Gate:
-    """The new model reaches `minimum` on the test split."""
-    passed = value >= minimum
-    reason = f"test {metric} {value:.4f} {'reaches' if passed else 'is below'} the minimum {minimum:.4f}"
+    """The new model reaches `minimum` on the test split; of an error, `minimum` is the most that is allowed."""
+    if metric in LOWER_IS_BETTER:
+        passed, verb = value <= minimum, ("is within", "is above")
+    else:
+        passed, verb = value >= minimum, ("reaches", "is below")
+    limit = "most allowed" if metric in LOWER_IS_BETTER else "minimum"
+    reason = f"test {words(metric)} {value:.4f} {verb[0] if passed else verb[1]} the {limit} {minimum:.4f}"
     return Gate("minimum", passed, reason, {"value": value, "minimum": minimum})
 
 
-def majority_gate(metric: str, answers: Answers) -> Gate:
-    """The new model beats a model that always gives the most frequent class of the test split."""
-    names, counts = np.unique(np.array(list(answers.labels)), return_counts=True)
-    majority = str(names[counts.argmax()])
-    value = score(metric, answers.labels, answers.predicted)
-    baseline = score(metric, answers.labels, [majority] * len(answers.labels))
-    passed = value > baseline
+def majority_gate(metric: str, answers: Answers, constant: Sequence[float] = ()) -> Gate:
+    """The new model beats a model that always gives one answer.
+
+    Of classes that is the most frequent one of the test split; otherwise `constant`, which is learned from training.
+    """
+    value = score_answers(metric, answers)
+    if answers.task == "classification":
+        names, counts = np.unique(np.array(list(answers.labels)), return_counts=True)
+        same: Answer = str(names[counts.argmax()])
+        what = f"always answering {same!r}"
+    else:
+        same = tuple(constant)
+        shown = ", ".join(f"{part:.4g}" for part in same)
+        if answers.task == "regression":
+            what = f"always answering the mean of training ({shown})"
+        else:
+            held = ", ".join(name for name, part in zip(answers.names, same, strict=True) if part)
+            what = f"always answering {held or 'no label'!r}"
+    baseline = score_answers(metric, replace(answers, predicted=(same,) * len(answers.labels)))
+    passed = is_better(metric, value, baseline)
     verb = "beats" if passed else "does not beat"
-    reason = f"test {metric} {value:.4f} {verb} {baseline:.4f}, which always answering {majority!r} gets"
+    reason = f"test {words(metric)} {value:.4f} {verb} {baseline:.4f}, which {what} gets"
     return Gate("majority", passed, reason, {"value": value, "baseline": baseline})
 
 
@@ -145,7 +221,7 @@ def champion_gate(
     much of a refusal (or of an acceptance) is chance.
 
     Args:
-        metric: One of METRICS.
+        metric: One of the task's METRICS; of an error, less is better.
         challenger: The new model's answers.
         champion: The champion's answers to the same examples, in the same order.
         version: The champion's version, for the sentence.
@@ -160,28 +236,31 @@ def champion_gate(
     """
     if challenger.test_digest != champion.test_digest:
         raise ValueError("the two models answered different test examples; score one of them again first")
-    new = score(metric, challenger.labels, challenger.predicted)
-    old = score(metric, champion.labels, champion.predicted)
+    new, old = score_answers(metric, challenger), score_answers(metric, champion)
     difference = new - old
-    low, high = paired_interval(
-        metric,
-        challenger.labels,
-        challenger.predicted,
-        champion.predicted,
-        samples=samples,
-        interval=interval,
-        seed=seed,
-    )
-    passed = bool(difference >= -tolerance - 1e-12)  # 0.1 + 0.2 - 0.3 is not 0
+    low, high = _paired_interval(metric, challenger, champion, samples=samples, interval=interval, seed=seed)
+    gained = -difference if metric in LOWER_IS_BETTER else difference
+    passed = bool(gained >= -tolerance - 1e-12)  # 0.1 + 0.2 - 0.3 is not 0
     besides = f" ({left_out} more are left out, because it was trained on them)" if left_out else ""
     reason = (
-        f"test {metric} {new:.4f} against {old:.4f} of version {version}, the champion, on the same "
+        f"test {words(metric)} {new:.4f} against {old:.4f} of version {version}, the champion, on the same "
         f"{len(challenger.ids)} examples{besides}: difference {difference:+.4f} "
         f"({interval:.0%} interval {low:+.4f} to {high:+.4f}), "
         f"{'not worse' if passed else 'worse'} by the tolerance {tolerance:.4f}"
     )
     numbers = {"value": new, "champion": old, "difference": difference, "low": low, "high": high}
     return Gate("champion", passed, reason, numbers | {"tolerance": tolerance})
+
+
+def _paired_interval(
+    metric: str, challenger: Answers, champion: Answers, *, samples: int, interval: float, seed: int
+) -> tuple[float, float]:
+    if challenger.task == "classification":
+        given = _class_names(challenger.labels, challenger.predicted, champion.predicted)
+        return paired_interval(metric, *given, samples=samples, interval=interval, seed=seed)
+    truth, ours, theirs = (np.array(part) for part in (challenger.labels, challenger.predicted, champion.predicted))
+    gains = columns.gain(challenger.task, truth, ours, theirs, samples=samples, interval=interval, seed=seed)
+    return gains[metric]["low"], gains[metric]["high"]
 
 
 def paired_interval(
@@ -231,14 +310,14 @@ def _metric(metric: str, weights: np.ndarray, truth: np.ndarray, guesses: np.nda
     """Return `metric` for each row of `weights`, float64 (B,).
 
     Args:
-        metric: One of METRICS.
+        metric: One of METRICS["classification"].
         weights: How often each example counts, float32 (B, N), whole numbers.
         truth: Right class, int (N,), in [0, classes).
         guesses: Given class, int (N,), in [0, classes].
         classes: Number of classes.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+    if metric not in METRICS["classification"]:
+        raise ValueError(f"metric must be one of {METRICS['classification']}, got {metric!r}")
     correct = (truth == guesses).astype(np.float32)
     if metric == "accuracy":
         return (weights @ correct).astype(np.float64) / weights.sum(axis=1, dtype=np.float64)

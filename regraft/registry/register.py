@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.errors import RegistryError
 from regraft.files import read_json, write_json
+from regraft.measures import headline
 from regraft.paths import Paths
-from regraft.registry import promotion, published, tracking
+from regraft.registry import published, tracking
 from regraft.registry.judge import judge
 from regraft.registry.published import FINGERPRINT
 from regraft.registry.release import Release, prepare_release
@@ -214,15 +215,18 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import Array, ColSpec, DataType, Map, Schema
 
     is_image = release.kind == "image"
     given = ColSpec(DataType.binary if is_image else DataType.string, release.kind)
-    answered = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(DataType.double, "probability"),
-        ColSpec(Map(DataType.double), "probabilities"),
-    ]
+    probabilities = ColSpec(Map(DataType.double), "probabilities")
+    if release.task == "regression":
+        names = release.answers.names if len(release.answers.names) > 1 else ("value",)
+        answered = [ColSpec(DataType.double, name) for name in names]
+    elif release.task == "multilabel":
+        answered = [ColSpec(Array(DataType.string), "labels"), probabilities]
+    else:
+        answered = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), probabilities]
     raw = (release.paths.serving / f"input_example.{'bin' if is_image else 'txt'}").read_bytes()
     mlflow.pyfunc.save_model(
         path=str(folder),
@@ -262,7 +266,7 @@ def _log_test_metrics(release: Release, run: "Run", model: "LoggedModel") -> Non
         for part in ("value", "low", "high")
     }
     probe = release.reports["metrics"].get("probe", {}).get("test", {})
-    values |= {f"probe.test.{name}": probe[name]["value"] for name in promotion.METRICS if name in probe}
+    values |= {f"probe.test.{name}": probe[name]["value"] for name in release.test_metrics if name in probe}
     about = {
         "model_id": model.model_id,
         "dataset_name": release.name,
@@ -282,12 +286,14 @@ def _register(release: Release, run: "Run", model: "LoggedModel") -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    backbone, accuracy = release.settings.backbone.name, release.test_metrics["accuracy"]
+    backbone = release.settings.backbone.name
     tags = {
         **release.lineage,
         **{f"test.{metric}": f"{numbers['value']:.6f}" for metric, numbers in release.test_metrics.items()},
         FINGERPRINT: release.fingerprint,
         "regraft.kind": release.kind,
+        "regraft.task": release.task,
+        "regraft.targets": release.targets,
         "regraft.shipped": release.shipped,
         "regraft.source": release.settings.download.source,
         "regraft.data_digest": release.data_digest,
@@ -297,9 +303,9 @@ def _register(release: Release, run: "Run", model: "LoggedModel") -> None:
         "regraft.python": platform.python_version(),
     }
     description = (
-        f"{release.shipped} on {backbone}: accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to "
-        f"{accuracy['high']:.4f}) on {len(release.answers.ids)} test examples of "
-        f"{len(release.reports['data']['labels'])} classes"
+        f"{release.shipped} on {backbone}: {headline(release.task, release.test_metrics)} on "
+        f"{len(release.answers.ids)} test examples of {len(release.reports['data']['labels'])} "
+        f"{ {'classification': 'classes', 'multilabel': 'labels', 'regression': 'target(s)'}[release.task] }"
     )
     # A registry in a database resolves the source through the process's own store, not the client's.
     with tracking.process_wide(release.uri):

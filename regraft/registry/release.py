@@ -1,11 +1,14 @@
 """A model on its way into the registry: what the stages wrote about it, and where it is to go."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import RegistryError
 from regraft.files import read_json
+from regraft.measures import LEADING, METRICS, task_of, words
 from regraft.paths import Paths
 from regraft.registry import promotion, tracking
 from regraft.registry.promotion import Answers
@@ -52,6 +55,27 @@ class Release:
         return str(self.reports["data"]["kind"])
 
     @property
+    def task(self) -> str:
+        """What the model answers: "classification", "multilabel" or "regression"."""
+        return task_of(self.reports["metrics"])
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides about promotion."""
+        return promotion.choose_metric(self.task, self.settings.promote.metric)
+
+    @property
+    def targets(self) -> str:
+        """A digest of the names of targets or labels in their order; nothing for classes."""
+        names = self.answers.names
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16] if names else ""
+
+    @property
+    def constant(self) -> tuple[float, ...]:
+        """The constant answer that must be beaten, learned from training; empty for classes."""
+        return tuple(self.reports["metrics"].get("baseline", {}).get("values", ()))
+
+    @property
     def data_digest(self) -> str:
         """SHA-256 of the source's content; of the test examples where the source has none."""
         return str(self.reports["download"].get("digest") or self.answers.test_digest)
@@ -59,7 +83,7 @@ class Release:
     @property
     def test_metrics(self) -> dict[str, dict[str, float]]:
         """Test metrics by name, each with value, low and high."""
-        return {name: self.reports["metrics"]["test"][name] for name in promotion.METRICS}
+        return {name: self.reports["metrics"]["test"][name] for name in METRICS[self.task]}
 
     @property
     def shipped(self) -> str:
@@ -86,12 +110,14 @@ def prepare_release(paths: Paths, settings: Settings, lineage: Mapping[str, str]
     if not (paths.serving / "labels.json").exists():
         raise RegistryError(f"{paths.serving} holds no exported model. Run `regraft run --force evaluate`.")
     answers = promotion.read_answers(paths.reports / "predictions.csv")
-    reported = reports["metrics"]["test"]["accuracy"]["value"]
-    counted = promotion.score("accuracy", answers.labels, answers.predicted)
-    if abs(reported - counted) > 1e-6:
+    metric = LEADING[answers.task]
+    reported = reports["metrics"]["test"].get(metric, {}).get("value", float("nan"))
+    counted = promotion.score_answers(metric, answers)
+    if not abs(reported - counted) <= 1e-6:  # true for NaN as well
         raise RegistryError(
-            f"{paths.reports / 'metrics.json'} says accuracy {reported:.6f}, but predictions.csv beside it gives "
-            f"{counted:.6f}: the two are not of the same evaluation. Run `regraft run --force evaluate`."
+            f"{paths.reports / 'metrics.json'} says {words(metric)} {reported:.6f}, but predictions.csv beside it "
+            f"gives {counted:.6f}: the two are not of the same evaluation. Run `regraft run --force evaluate`."
         )
+    promotion.choose_metric(answers.task, settings.promote.metric)
     client, uri = tracking.connect(paths, settings), tracking.tracking_uri(paths, settings)
     return Release(paths, settings, fingerprint, lineage, reports, answers, client, uri)

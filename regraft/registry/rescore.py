@@ -6,17 +6,21 @@ may have been made by an older version of this code: what is compared is what co
 
 import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from regraft.data.records import open_split
+from regraft.data.records import Split, open_split
+from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.errors import RegistryError
 from regraft.registry import tracking
+from regraft.registry.promotion import PREDICTED, PROBABILITY, TRUE
 
 BATCH_ROWS = 256
 
 
 def rescore(model: Path, prepared: Path, answers: Path) -> None:
-    """Write `answers`, a CSV file with the columns id, label and predicted, one row for each test example in order.
+    """Write `answers`, a CSV file that `promotion.read_answers` reads, one row for each test example in order.
 
     Args:
         model: A folder in MLflow's model format, as downloaded from the registry.
@@ -35,14 +39,55 @@ def rescore(model: Path, prepared: Path, answers: Path) -> None:
     columns = loaded.metadata.get_input_schema().input_names()
     if columns != [split.kind]:
         raise RegistryError(f"the model takes {', '.join(columns)}, the test data holds {split.kind}s")
+    header, cells = _LAYOUTS[split.task](split)
     with answers.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "label", "predicted"])
+        writer.writerow(["id", *header])
         for start in range(0, len(split), BATCH_ROWS):
             rows = range(start, min(start + BATCH_ROWS, len(split)))
-            predicted = loaded.predict(pd.DataFrame({split.kind: split.inputs(rows)}))["label"]
-            for row, label in zip(rows, predicted, strict=True):
-                writer.writerow([split.ids[row], split.class_names[split.labels[row]], label])
+            answered = loaded.predict(pd.DataFrame({split.kind: split.inputs(rows)})).to_dict("records")
+            for row, answer in zip(rows, answered, strict=True):
+                writer.writerow([split.ids[row], *cells(row, answer)])
+
+
+Layout = tuple[list[str], Callable[[int, dict[str, Any]], list[str]]]
+
+
+def _classes(split: Split) -> Layout:
+    """Return the header, and a function of row number and answer to its cells, for models of classes."""
+    return ["label", "predicted"], lambda row, answer: [split.class_names[split.labels[row]], answer["label"]]
+
+
+def _values(split: Split) -> Layout:
+    names = split.class_names
+    columns = names if len(names) > 1 else ("value",)
+    header = [part + name for name in names for part in (TRUE, PREDICTED)]
+
+    def cells(row: int, answer: dict[str, Any]) -> list[str]:
+        pairs = zip(split.labels[row], (answer[column] for column in columns), strict=True)
+        return [f"{value:.9g}" for pair in pairs for value in pair]
+
+    return header, cells
+
+
+def _label_sets(split: Split) -> Layout:
+    names = split.class_names
+    header = [part + name for name in names for part in (TRUE, PREDICTED, PROBABILITY)]
+
+    def cells(row: int, answer: dict[str, Any]) -> list[str]:
+        written: list[str] = []
+        for name, true in zip(names, split.labels[row], strict=True):
+            written += [f"{true:.0f}", str(int(name in answer["labels"])), f"{answer['probabilities'][name]:.6f}"]
+        return written
+
+    return header, cells
+
+
+_LAYOUTS: dict[str, Callable[[Split], Layout]] = {
+    CLASSIFICATION: _classes,
+    MULTILABEL: _label_sets,
+    REGRESSION: _values,
+}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The exported model: a TensorFlow SavedModel from raw input (encoded images, or strings) to class probabilities.
+"""The exported model: a TensorFlow SavedModel from raw input (encoded images, or strings) to probabilities or values.
 
 Everything between a file and an answer is inside the graph, so a consumer needs `tensorflow` (for text also
 `tensorflow_text`) and none of this project:
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.errors import DataError, RegistryError
 from regraft.files import read_json, write_json
+from regraft.measures import task_of
 
 if TYPE_CHECKING:
     from regraft.tuning.classifier import Classifier
@@ -26,6 +28,9 @@ log = logging.getLogger(__name__)
 
 SAVED_MODEL = "saved_model"
 LABELS = "labels.json"
+# What an answer is called, and how it follows from the model's outputs.
+ANSWERS = {CLASSIFICATION: "probabilities", MULTILABEL: "probabilities", REGRESSION: "values"}
+LINKS = {CLASSIFICATION: tf.nn.softmax, MULTILABEL: tf.nn.sigmoid, REGRESSION: tf.identity}
 INPUT_EXAMPLES = {"image": "input_example.bin", "text": "input_example.txt"}
 
 
@@ -35,16 +40,18 @@ class ServedModel:
 
     Attributes:
         kind: "image" or "text".
-        labels: Class names; column i of the probabilities is class i.
+        labels: Class names; column i of the probabilities is class i. For other tasks the names of labels or targets.
         loaded: What `tf.saved_model.load` returned.
+        task: "classification", "multilabel" or "regression".
     """
 
     kind: str
     labels: tuple[str, ...]
     loaded: Any
+    task: str = CLASSIFICATION
 
-    def probabilities(self, inputs: Sequence[bytes | str]) -> np.ndarray:
-        """Return the probability of each class, float32 in [0, 1], shape (len(inputs), classes).
+    def answers(self, inputs: Sequence[bytes | str]) -> np.ndarray:
+        """Return the probability of each class or label, or real values in their own units: float32, (inputs, K).
 
         Args:
             inputs: Encoded images (PNG, JPEG, GIF or BMP) or texts; one call of the graph whatever their number.
@@ -55,7 +62,7 @@ class ServedModel:
         if not inputs:
             return np.zeros((0, len(self.labels)), np.float32)
         try:
-            return np.asarray(self.loaded.serve(tf.constant(list(inputs), tf.string))["probabilities"])
+            return np.asarray(self.loaded.serve(tf.constant(list(inputs), tf.string))[ANSWERS[self.task]])
         except tf.errors.InvalidArgumentError as error:
             row = self._first_unreadable(inputs)
             if row is None:
@@ -64,6 +71,10 @@ class ServedModel:
                 f"Input {row} of {len(inputs)} (counted from 0, {len(inputs[row])} bytes) is not an image that "
                 "TensorFlow can decode: PNG, JPEG, GIF and BMP are. Convert it, or leave it out."
             ) from error
+
+    def probabilities(self, inputs: Sequence[bytes | str]) -> np.ndarray:
+        """Return `answers` of a model of classes or labels, in [0, 1]."""
+        return self.answers(inputs)
 
     def _first_unreadable(self, inputs: Sequence[bytes | str]) -> int | None:
         """Return the position of the first image that does not decode; None if all do."""
@@ -80,8 +91,9 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     """Write `classifier` with its preprocessing as a SavedModel that takes raw input.
 
     The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images or texts, to
-    {"probabilities": float32 (B, classes)}, for any B >= 1. Written with `tf.saved_model.save` rather than
-    `keras.export.ExportArchive`, which lists variables in the order of a set and so gives other bytes each time.
+    {"probabilities": float32 (B, K)}, for regression {"values": float32 (B, K)}, for any B >= 1. Written with
+    `tf.saved_model.save` rather than `keras.export.ExportArchive`, which lists variables in the order of a set and so
+    gives other bytes each time.
 
     Args:
         classifier: The trained model, its feature extractor and its class names.
@@ -91,19 +103,20 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     extractor, model = classifier.extractor, classifier.model
     kind = extractor.kind
 
-    def probabilities(prepared: Any) -> dict[str, tf.Tensor]:
-        return {"probabilities": tf.nn.softmax(tf.cast(model(prepared, training=False), tf.float32))}
+    def answers(prepared: Any) -> dict[str, tf.Tensor]:
+        outputs = tf.cast(model(prepared, training=False), tf.float32)
+        return {ANSWERS[classifier.task]: LINKS[classifier.task](outputs)}
 
     if kind == "image":
         pixels = tf.TensorSpec(model.input_shape[1:], tf.float32)
 
         def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
-            return probabilities(tf.map_fn(extractor.prepare, raw, fn_output_signature=pixels))
+            return answers(tf.map_fn(extractor.prepare, raw, fn_output_signature=pixels))
 
     else:
 
         def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
-            return probabilities(extractor.prepare(raw))
+            return answers(extractor.prepare(raw))
 
     signature = [tf.TensorSpec((None,), tf.string, name=kind)]
     module = tf.Module()
@@ -115,10 +128,10 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     # It holds a random identifier and nothing that loading needs; without it the same model gives the same files.
     (saved_model / "fingerprint.pb").unlink(missing_ok=True)
 
-    write_json(directory / LABELS, {"kind": kind, "labels": list(classifier.labels)})
+    write_json(directory / LABELS, {"kind": kind, "labels": list(classifier.labels), "task": classifier.task})
     raw = example.encode() if isinstance(example, str) else example
     (directory / INPUT_EXAMPLES[kind]).write_bytes(raw)
-    log.info("exported the model for %d classes, taking raw %ss", len(classifier.labels), kind)
+    log.info("exported the model for %s with %d outputs, taking raw %ss", classifier.task, len(classifier.labels), kind)
 
 
 def load_served(directory: Path) -> ServedModel:
@@ -137,17 +150,17 @@ def load_served(directory: Path) -> ServedModel:
         import tensorflow_text  # noqa: F401  (registers the tokenizer's operations)
     with _quiet():
         loaded = tf.saved_model.load(str(directory / SAVED_MODEL))
-    return ServedModel(facts["kind"], tuple(facts["labels"]), loaded)
+    return ServedModel(facts["kind"], tuple(facts["labels"]), loaded, task_of(facts))
 
 
 def largest_difference(classifier: "Classifier", served: ServedModel, inputs: Sequence[bytes | str]) -> float:
-    """Return the largest difference between a probability of the Keras model and of its export, over all `inputs`."""
+    """Return the largest difference between an answer of the Keras model and of its export, over all `inputs`."""
     raw = tf.constant(list(inputs), tf.string)
     extractor = classifier.extractor
     prepare = tf.function(extractor.prepare, autograph=False)  # outside a graph a tokenizer returns lists
     prepared = tf.stack([prepare(one) for one in raw]) if extractor.kind == "image" else prepare(raw)
-    expected = tf.nn.softmax(tf.cast(classifier.model.predict_on_batch(prepared), tf.float32)).numpy()
-    return float(np.abs(expected - served.probabilities(inputs)).max())
+    outputs = tf.cast(classifier.model.predict_on_batch(prepared), tf.float32)
+    return float(np.abs(LINKS[classifier.task](outputs).numpy() - served.answers(inputs)).max())
 
 
 @contextlib.contextmanager

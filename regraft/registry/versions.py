@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from regraft.errors import RegistryError
+from regraft.measures import ALL_METRICS
 from regraft.paths import Paths
-from regraft.registry import promotion, tracking
+from regraft.registry import tracking
 from regraft.registry.published import CHAMPION, DATA_MD5, FINGERPRINT
 from regraft.settings import Settings
 
@@ -15,8 +16,8 @@ def list_models(paths: Paths, settings: Settings) -> list[dict[str, Any]]:
 
     Returns:
         For each version: name, version (int), aliases, created (ISO 8601, UTC, to the second), metrics (test metrics by
-        name), kind, shipped ("probe" or "lp_ft"), backbone, fingerprint and run_id. Text is "" where a version made by
-        hand lacks the tag. An empty list if there is none yet.
+        name), kind, task, shipped ("probe" or "lp_ft"), backbone, fingerprint and run_id. Text is "" where a version
+        made by hand lacks the tag. An empty list if there is none yet.
 
     Raises:
         ResourceError: If MLflow does not answer.
@@ -40,10 +41,11 @@ def list_models(paths: Paths, settings: Settings) -> list[dict[str, Any]]:
             "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
             "metrics": {
                 metric: float(version.tags[f"test.{metric}"])
-                for metric in promotion.METRICS
+                for metric in ALL_METRICS
                 if f"test.{metric}" in version.tags
             },
             "kind": version.tags.get("regraft.kind", ""),
+            "task": version.tags.get("regraft.task", "classification"),
             "shipped": version.tags.get("regraft.shipped", ""),
             "backbone": version.tags.get("regraft.backbone", ""),
             "fingerprint": version.tags.get(FINGERPRINT, ""),

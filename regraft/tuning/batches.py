@@ -19,8 +19,11 @@ ROWS_READ_AT_ONCE = 64
 class Source(Protocol):
     """What is read: a split of prepared data (`regraft.data.records.Split`) or anything that answers alike."""
 
-    kind: str
-    labels: Rows
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def labels(self) -> NDArray[Any]: ...
 
     def inputs(self, indices: Sequence[int]) -> list[Any]: ...
 
@@ -75,16 +78,18 @@ class Batches:
     def _batches(self, order: Rows, *, epoch: int) -> tf.data.Dataset:
         read_at_once = ROWS_READ_AT_ONCE if self.source.kind == "image" else self.batch_size
 
-        def read() -> Iterator[tuple[list[Any], Rows, Rows]]:
+        labels = self.source.labels
+
+        def read() -> Iterator[tuple[list[Any], NDArray[Any], Rows]]:
             for start in range(0, len(order), read_at_once):
                 rows = order[start : start + read_at_once]
-                yield self.source.inputs(rows.tolist()), self.source.labels[rows], rows
+                yield self.source.inputs(rows.tolist()), labels[rows], rows
 
         rows_of_tensors = tf.data.Dataset.from_generator(
             read,
             output_signature=(
                 tf.TensorSpec((None,), tf.string),
-                tf.TensorSpec((None,), tf.int64),
+                tf.TensorSpec((None, *labels.shape[1:]), labels.dtype),
                 tf.TensorSpec((None,), tf.int64),
             ),
         )

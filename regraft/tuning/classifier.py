@@ -1,4 +1,4 @@
-"""A classifier on disk and in memory: a backbone, a head of logits, the labels, and the probe it is compared with."""
+"""A model on disk and in memory: a backbone, a head, the labels, and the probe it is compared with."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.data.targets import CLASSIFICATION
 from regraft.errors import TrainingError
 from regraft.files import read_json, write_json
 
@@ -26,11 +27,12 @@ class Classifier:
 
     Attributes:
         extractor: Prepares raw input; its model shares the backbone's (tuned) weights with `model`.
-        model: Prepared input to logits, float32, shape (B, K).
-        labels: Class names; position i is class i.
+        model: Prepared input to outputs, float32, shape (B, K): logits; for regression values in the targets' units.
+        labels: Class names; position i is class i. For other tasks the names of labels or targets.
         kernel: The probe's, float32, shape (D, K), for features of the *untuned* backbone.
         bias: The probe's, float32, shape (K,).
         shipped: "probe" or the strategy whose weights `model` holds.
+        task: "classification", "multilabel" or "regression".
     """
 
     extractor: "Extractor"
@@ -39,6 +41,7 @@ class Classifier:
     kernel: NDArray[np.float32]
     bias: NDArray[np.float32]
     shipped: str
+    task: str = CLASSIFICATION
 
 
 def graft(backbone: keras.Model, kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> keras.Model:
@@ -60,6 +63,12 @@ def set_head(model: keras.Model, kernel: NDArray[np.float32], bias: NDArray[np.f
     model.get_layer(HEAD).set_weights([kernel, bias])
 
 
+def get_head(model: keras.Model) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return kernel (D, K) and bias (K,) of a model that `graft` made."""
+    kernel, bias = model.get_layer(HEAD).get_weights()
+    return kernel, bias
+
+
 def save_classifier(directory: Path, classifier: Classifier) -> None:
     """Write weights, card and probe into the existing folder `directory`; the same classifier gives the same bytes."""
     classifier.model.save_weights(directory / _WEIGHTS)
@@ -74,6 +83,7 @@ def save_classifier(directory: Path, classifier: Classifier) -> None:
             "feature_size": int(classifier.kernel.shape[0]),
             "labels": list(classifier.labels),
             "shipped": classifier.shipped,
+            "task": classifier.task,
         },
     )
     np.savez(directory / _PROBE, kernel=classifier.kernel, bias=classifier.bias)
@@ -97,4 +107,4 @@ def load_classifier(directory: Path, backbones: Path) -> Classifier:
     extractor = build_extractor(backbones, image_size_px=card["image_size_px"], max_tokens=card["max_tokens"])
     model = graft(extractor.model, kernel, bias)
     model.load_weights(directory / _WEIGHTS)
-    return Classifier(extractor, model, tuple(card["labels"]), kernel, bias, card["shipped"])
+    return Classifier(extractor, model, tuple(card["labels"]), kernel, bias, card["shipped"], card["task"])

@@ -16,7 +16,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from regraft.data.targets import CLASSIFICATION
 from regraft.errors import Diverged, TrainingError
+from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.schedules import warmup_cosine
 from regraft.tuning.scores import Score
 
@@ -52,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; losses in nats an example, the refined one as in `scores.refined_log_losses`."""
+    """What one epoch came to, in the words of `scores.Score`; the training loss is that of the objective."""
 
     epoch: int
     train_loss: float
@@ -95,14 +97,24 @@ class Trainer:
     0.553, 0.540.
 
     Args:
-        model: Ends in logits. Every BatchNormalization in it is set to `trainable = False`, which keeps its statistics
-            still; calling it with training=False would not (keras-team/keras#20285). So are tables of embeddings.
+        model: Ends in the outputs of `objective`. Every BatchNormalization in it is set to `trainable = False`, which
+            keeps its statistics still; calling it with training=False would not (keras-team/keras#20285). So are
+            tables of embeddings.
+        objective: Decides the loss.
         weight_decay: AdamW's, on kernels only.
         clip_norm: The global norm that gradients are scaled down to.
     """
 
-    def __init__(self, model: keras.Model, *, weight_decay: float = 0.01, clip_norm: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        objective: Objective = CLASSES,
+        *,
+        weight_decay: float = 0.01,
+        clip_norm: float = 1.0,
+    ) -> None:
         self.model = model
+        self.objective = objective
         freeze_statistics_and_tables(model)
         self._clip_norm = clip_norm
         self._weights = model.trainable_variables
@@ -111,11 +123,11 @@ class Trainer:
         vectors = [weight for weight in self._weights if len(weight.shape) < 2]
         self._optimizer.exclude_from_weight_decay(var_list=vectors)
         self._optimizer.build(self._weights)
-        self._loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self._loss_of = objective.training_loss()
         # One graph for every batch: a graph for each shape met would round differently, so that a run that continues,
         # and meets other shapes first, would end in other bytes.
         inputs = keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), model.input)
-        labels, rate = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.float32)
+        labels, rate = _label_spec(objective, model), tf.TensorSpec((), tf.float32)
         self._step = tf.function(self._one_step, input_signature=[inputs, labels, rate])
         self._forward = tf.function(self._one_forward, input_signature=[inputs])
 
@@ -249,7 +261,7 @@ def train(
             now = validate()
         if not math.isfinite(now.log_loss):
             raise Diverged(
-                f"the validation log loss became {now.log_loss} after epoch {epoch} "
+                f"the validation {trainer.objective.loss_name} became {now.log_loss} after epoch {epoch} "
                 f"(peak learning rate {plan.peak_rate:.3g}). Set a lower finetune.learning_rate, or strategy: probe."
             )
         history.epochs.append(
@@ -264,8 +276,9 @@ def train(
         if checkpoint:
             checkpoint.save(Saved(history, trainer.state(), best, lowest))
         log.info(
-            "epoch %d of %d: training loss %.4f, validation log loss %.4f, validation accuracy %.4f",
-            epoch, plan.epochs, history.epochs[-1].train_loss, now.log_loss, now.accuracy,
+            "epoch %d of %d: training loss %.4f, validation %s %.4f, validation %s %.4f",
+            epoch, plan.epochs, history.epochs[-1].train_loss, trainer.objective.loss_name, now.log_loss,
+            trainer.objective.measure_name, now.accuracy,
         )  # fmt: skip
     trainer.use(best)
     moved = [
@@ -290,6 +303,13 @@ def freeze_statistics_and_tables(model: keras.Model) -> None:
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization | keras.layers.Embedding):
             layer.trainable = False
+
+
+def _label_spec(objective: Objective, model: keras.Model) -> tf.TensorSpec:
+    """Return shape and type of a batch of labels."""
+    if objective.task == CLASSIFICATION:
+        return tf.TensorSpec((None,), tf.int64)
+    return tf.TensorSpec((None, model.output_shape[-1]), tf.float32)
 
 
 def _batch_normalisations(model: keras.Model) -> list[Any]:

@@ -1,4 +1,4 @@
-"""How well logits fit labels: log loss, the part of it that no temperature can mend, and accuracy."""
+"""How well outputs fit targets, example by example: logits and classes, logits and labels, values and real values."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ TEMPERATURES = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class Score:
-    """What logits are worth on held-out examples.
+    """What outputs are worth on held-out examples. Names are those of classes; see `objective` for the other tasks.
 
     Attributes:
-        log_loss: Nats an example.
-        refined_log_loss: The same at the best temperature, see `refined_log_losses`; what decides between models.
-        accuracy: In [0, 1].
+        log_loss: Nats an example (of several labels: nats a label). For real values the mean squared error of
+            standardised targets.
+        refined_log_loss: The same at the best temperature, see `refined_log_losses`; what decides between models. For
+            real values, which have no temperature, the same as `log_loss`.
+        accuracy: In [0, 1]. For several labels micro F1, for real values R2, at most 1.
         refined_log_losses: Of each example, float64, shape (N,), so that two scores of the same examples can be paired.
     """
 
@@ -89,3 +91,54 @@ def refined_log_losses(logits: NDArray[np.floating], labels: NDArray[np.integer]
         else:
             low = middle
     return log_losses(wide * math.sqrt(low * high), labels)
+
+
+def score_labels(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Score:
+    """Return the score of `logits` (N, K) for `labels` (N, K) of 0 and 1: log loss a label, and micro F1.
+
+    Raises:
+        ValueError: If there are no examples.
+    """
+    if len(labels) == 0:
+        raise ValueError("cannot score: there are no examples (is the split empty?)")
+    losses = label_losses(logits, labels)
+    refined = losses
+    if np.isfinite(losses).all():
+        refined = refined_log_losses(*_as_pairs(logits, labels)).reshape(labels.shape).mean(axis=1)
+    given, held = logits > 0.0, labels > 0.5
+    hits, guesses = int((given & held).sum()), int(given.sum() + held.sum())
+    return Score(float(losses.mean()), float(refined.mean()), 2 * hits / guesses if guesses else 1.0, refined)
+
+
+def label_losses(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the negative log likelihood of each example's labels, in nats a label, float64, shape (N,)."""
+    return log_losses(*_as_pairs(logits, labels)).reshape(labels.shape).mean(axis=1)
+
+
+def _as_pairs(
+    logits: NDArray[np.floating], labels: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """Return every label as a choice of two classes: logits (N * K, 2) and classes (N * K,)."""
+    flat = logits.reshape(-1)
+    return np.stack([np.zeros_like(flat), flat], axis=1), labels.reshape(-1).astype(np.int64)
+
+
+def score_values(answers: NDArray[np.floating], values: NDArray[np.floating]) -> Score:
+    """Return the score of `answers` (N, K) to standardised `values` (N, K): squared error, and R2 (mean of K).
+
+    Raises:
+        ValueError: If there are no examples.
+    """
+    if len(values) == 0:
+        raise ValueError("cannot score: there are no examples (is the split empty?)")
+    losses = squared_errors(answers, values)
+    errors = ((answers.astype(np.float64) - values) ** 2).mean(axis=0)
+    variances = values.astype(np.float64).var(axis=0)
+    explained = np.where(variances > 0.0, 1.0 - errors / np.where(variances > 0.0, variances, 1.0), 0.0)
+    return Score(float(losses.mean()), float(losses.mean()), float(explained.mean()), losses)
+
+
+def squared_errors(answers: NDArray[np.floating], values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the squared error of each example, mean over its K values, float64, shape (N,)."""
+    squared: NDArray[np.float64] = ((answers.astype(np.float64) - values.astype(np.float64)) ** 2).mean(axis=1)
+    return squared

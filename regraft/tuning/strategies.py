@@ -23,8 +23,10 @@ from regraft.tuning.augment import augmentation
 from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.classifier import set_head
 from regraft.tuning.loop import Checkpoint, History, Plan, State, Trainer, train
-from regraft.tuning.probe import Features, Labels, Probe, assign_folds, refit_probe
-from regraft.tuning.scores import Score, refined_log_losses, score
+from regraft.tuning.objective import CLASSES, Objective
+from regraft.tuning.probe import Probe, assign_folds, refit_probe
+from regraft.tuning.scores import Score
+from regraft.tuning.solvers import Features, Labels
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ class Data:
         train_features: float32, shape (N, D), in row order.
         validation_features: float32, shape (M, D), in row order.
         prepare: `Extractor.prepare`.
-        classes: K.
+        classes: K, the number of outputs.
+        objective: What training aims at; decides the shape of labels.
     """
 
     train: Source
@@ -71,6 +74,7 @@ class Data:
     validation_features: Features
     prepare: Callable[[tf.Tensor], Any]
     classes: int
+    objective: Objective = CLASSES
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,12 @@ class Tuned:
     history: History | None
 
 
-def probe_only(probe: Probe) -> Tuned:
+def probe_only(probe: Probe, objective: Objective = CLASSES) -> Tuned:
     """Ship the solved head on the backbone as it is."""
     why = (
-        "Strategy probe: the solved head ships on the frozen backbone, "
-        f"validation log loss {probe.validation.log_loss:.4f}, accuracy {probe.validation.accuracy:.4f}."
+        "Strategy probe: the solved head ships on the frozen backbone, validation "
+        f"{objective.loss_name} {probe.validation.log_loss:.4f}, "
+        f"{objective.measure_name} {probe.validation.accuracy:.4f}."
     )
     return Tuned("probe", why, {"history": [], "best_epoch": 0}, None)
 
@@ -138,6 +143,7 @@ def lp_ft(
     Raises:
         TrainingError: If the loss stops being a number at the chosen rate.
     """
+    objective = data.objective
     flip = _Flip(False, None)
     if recipe.augment and data.train.kind == "image":
         flip = flip_is_safe(backbone, data, recipe)
@@ -149,7 +155,7 @@ def lp_ft(
     def batches(source: Source, rows: Labels, lengths: Labels | None) -> Batches:
         return Batches(source, rows, data.prepare, recipe.batch_size, recipe.seed, vary, lengths)
 
-    trainer = Trainer(model)
+    trainer = Trainer(model, objective)
     untouched = trainer.state()
     set_head(model, *_starting_head(data, probe, np.arange(len(data.train.labels))))
     start = trainer.state()
@@ -191,12 +197,12 @@ def lp_ft(
         trainer,
         plan,
         everything.training,
-        lambda: score(trainer.logits(judged.in_order()), judged_labels),
+        lambda: objective.score(trainer.logits(judged.in_order()), judged_labels),
         checkpoint=Checkpoint(scratch / "finetune.npz", run),
         on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
     )
     tuned_logits = trainer.logits(judged.in_order())
-    verdict = compare(probe.logits(data.validation_features[by_length]), tuned_logits, judged_labels)
+    verdict = compare(probe.logits(data.validation_features[by_length]), tuned_logits, judged_labels, objective)
     if not verdict.prefers_tuned:
         trainer.restore(untouched)
     facts = {
@@ -216,7 +222,8 @@ def lp_ft(
         "lowest_epoch": history.lowest_epoch,
         "comparison": asdict(verdict),
     }
-    return Tuned("lp_ft" if verdict.prefers_tuned else "probe", verdict.sentence(history.best_epoch), facts, history)
+    why = verdict.sentence(history.best_epoch, objective)
+    return Tuned("lp_ft" if verdict.prefers_tuned else "probe", why, facts, history)
 
 
 @dataclass(frozen=True)
@@ -224,10 +231,10 @@ class Verdict:
     """The probe against the fine-tuned model on the same validation examples.
 
     Attributes:
-        probe_log_loss: Nats an example.
-        tuned_log_loss: Nats an example; both refined, see `scores.refined_log_losses`.
-        gained: Examples that only the fine-tuned model gets right.
-        lost: Examples that only the probe gets right.
+        probe_log_loss: As `scores.Score.refined_log_loss`.
+        tuned_log_loss: As `scores.Score.refined_log_loss`.
+        gained: Examples that the fine-tuned model answers better, see `Objective.gained_and_lost`.
+        lost: Examples that the probe answers better.
         examples: How many were compared.
         prefers_tuned: Whether the fine-tuned model ships.
     """
@@ -239,10 +246,13 @@ class Verdict:
     examples: int
     prefers_tuned: bool
 
-    def sentence(self, best_epoch: int) -> str:
+    def sentence(self, best_epoch: int, objective: Objective = CLASSES) -> str:
         """Return the decision and its reasons in words."""
-        losses = f"refined validation log loss {self.tuned_log_loss:.4f} against the probe's {self.probe_log_loss:.4f}"
-        answers = f"{self.gained} answers gained and {self.lost} lost on {self.examples} validation examples"
+        losses = (
+            f"refined validation {objective.loss_name} {self.tuned_log_loss:.4f} against the probe's "
+            f"{self.probe_log_loss:.4f}"
+        )
+        answers = objective.gains.format(gained=self.gained, lost=self.lost, examples=self.examples)
         if self.prefers_tuned:
             decision = "The fine-tuned model ships"
         else:
@@ -250,23 +260,27 @@ class Verdict:
         return f"{decision} (epoch {best_epoch}): {losses}, {answers}."
 
 
-def compare(probe_logits: NDArray[np.floating], tuned_logits: NDArray[np.floating], labels: Labels) -> Verdict:
+def compare(
+    probe_logits: NDArray[np.floating],
+    tuned_logits: NDArray[np.floating],
+    labels: NDArray[Any],
+    objective: Objective = CLASSES,
+) -> Verdict:
     """Judge the fine-tuned model against the probe on examples that trained neither.
 
-    The fine-tuned model is preferred if its log loss is lower and it does not lose more answers than chance explains:
+    The fine-tuned model is preferred if its loss is lower and it does not lose more answers than chance explains:
     with g answers gained and l lost, at most sqrt(g + l) more lost than gained (one standard error of the paired
-    difference). Log loss leads because it sees every example, where accuracy sees only the few that change sides.
+    difference). The loss leads because it sees every example, where accuracy sees only the few that change sides.
 
     Args:
         probe_logits: Shape (N, K).
         tuned_logits: Shape (N, K), same rows.
-        labels: Shape (N,).
+        labels: Shape (N,) or (N, K).
+        objective: What the outputs are.
     """
-    probe_right = probe_logits.argmax(axis=1) == labels
-    tuned_right = tuned_logits.argmax(axis=1) == labels
-    gained, lost = int((tuned_right & ~probe_right).sum()), int((probe_right & ~tuned_right).sum())
+    gained, lost = objective.gained_and_lost(probe_logits, tuned_logits, labels)
     probe_loss, tuned_loss = (
-        float(refined_log_losses(logits, labels).mean()) for logits in (probe_logits, tuned_logits)
+        float(objective.score(logits, labels).refined_log_loss) for logits in (probe_logits, tuned_logits)
     )
     preferred = tuned_loss < probe_loss and lost - gained <= (gained + lost) ** 0.5
     return Verdict(probe_loss, tuned_loss, gained, lost, len(labels), preferred)
@@ -278,7 +292,7 @@ class Pilot:
 
     Attributes:
         rate: Peak learning rate.
-        log_loss: What decides: the mean of the log losses of each kind of held-out data; None if training diverged.
+        log_loss: What decides: the mean of the losses of each kind of held-out data; None if training diverged.
         validation_log_loss: On the validation split; None if training diverged.
         held_out_log_loss: On training examples kept out of the pilot; None if the validation split is large enough
             alone.
@@ -338,7 +352,7 @@ def _run_pilots(
     held_out = np.array([], np.int64)
     head = None
     if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS:
-        fold_of = assign_folds(data.train.labels, JUDGING_FOLDS)
+        fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS)
         held_out, rest = np.flatnonzero(fold_of == JUDGING_FOLD), np.flatnonzero(fold_of != JUDGING_FOLD)
         # A head that has never seen the rows that judge.
         head = _starting_head(data, probe, rest)
@@ -357,7 +371,7 @@ def _run_pilots(
             set_head(trainer.model, *head)
         progress = Progress(log, f"trying learning rate {rate:g}", steps * everything.batch_size, "examples")
         pilots.append(_pilot(trainer, _plan(1, steps, rate, 1), everything, judges, progress))
-        log.info("learning rate %g: held-out log loss %s", rate, pilots[-1].log_loss)
+        log.info("learning rate %g: held-out %s %s", rate, data.objective.loss_name, pilots[-1].log_loss)
         write_json(file, {"run": run, "pilots": [asdict(pilot) for pilot in pilots]})
     return pilots
 
@@ -365,7 +379,8 @@ def _run_pilots(
 def _starting_head(data: Data, probe: Probe, rows: Labels) -> tuple[Features, Features]:
     """Return kernel (D, K) and bias (K,) that fine-tuning on `rows` starts from."""
     features, labels = data.train_features[rows], data.train.labels[rows]
-    return refit_probe(features, labels, classes=data.classes, penalty=START_PENALTY_FACTOR * probe.penalty)
+    penalty = START_PENALTY_FACTOR * probe.penalty
+    return refit_probe(features, labels, classes=data.classes, penalty=penalty, objective=data.objective)
 
 
 def _pilot(
@@ -375,7 +390,7 @@ def _pilot(
     scores: list[Score] = []
 
     def validate() -> Score:
-        scores.extend(score(trainer.logits(judge.in_order()), labels) for judge, labels in judges)
+        scores.extend(trainer.objective.score(trainer.logits(judge.in_order()), labels) for judge, labels in judges)
         return scores[0]
 
     try:
@@ -421,7 +436,9 @@ def flip_is_safe(backbone: keras.Model, data: Data, recipe: Recipe) -> _Flip:
     forward = tf.function(lambda images: backbone(tf.reverse(images, [2]), training=False), reduce_retracing=True)
     images = Batches(data.train, rows, data.prepare, recipe.batch_size, recipe.seed).in_order()
     mirrored = np.concatenate([forward(batch).numpy() for batch, _ in images])
-    value = chirality(data.train_features[rows] - mirrored, data.train.labels[rows])
+    differences = data.train_features[rows] - mirrored
+    # Mirroring must keep every target what it is.
+    value = max(chirality(differences, group) for group in data.objective.groupings(data.train.labels[rows]))
     safe = value <= CHIRALITY_LIMIT
     log.info(
         "images are told from their mirror images %.0f%% of the time (limit %.0f%%): training %s mirror images",

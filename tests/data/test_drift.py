@@ -93,3 +93,15 @@ def test_versions_of_two_kinds_cannot_be_compared(tmp_path):
     image = written(tmp_path / "a", {"train": [Example("1", "1.png", "a", buffer.getvalue())]}, "image")
     with pytest.raises(DataError, match="image and text"):
         compare(image, written(tmp_path / "b", {"train": [text("1")]}))
+
+
+def test_higher_values_are_drift_and_a_corrected_value_is_a_relabelled_example(tmp_path):
+    def rows(shift):
+        return [Example(str(n), f"t.csv:{n}", f"{n + shift:g}", "words", (float(n + shift),)) for n in range(100)]
+
+    for folder, shift in (("a", 0), ("b", 40)):
+        write_prepared(tmp_path / folder, "text", ["score"], {"train": rows(shift)}, task="regression")
+    report = compare(read_version(tmp_path / "a"), read_version(tmp_path / "b"))
+    assert report["relabelled"][0] == {"name": "t.csv:0", "before": "0", "after": "40"}
+    row = report["drift"][0]
+    assert (row["what"], row["drifted"], row["before"], row["after"]) == ("score", True, 49.5, 89.5)

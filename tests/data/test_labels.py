@@ -14,8 +14,6 @@ from regraft.files import read_json
 from regraft.paths import Paths
 from regraft.settings import PreprocessSettings
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-
 
 def source(tmp_path, table, files, name="labels.csv"):
     """Make a folder of empty files with a table of labels beside them; return it and the names in it."""
@@ -33,7 +31,7 @@ def read(tmp_path, table, files, target_column=None, name="labels.csv"):
 
 
 def triples(labels):
-    return [(file.name, file.split, file.target) for file in labels.files]
+    return [(file.name, file.split, *file.targets) for file in labels.files]
 
 
 def test_files_get_the_split_and_the_target_of_their_row(tmp_path):
@@ -76,7 +74,7 @@ def test_any_kind_of_table_and_of_file_will_do(tmp_path, name, table):
 def test_the_column_of_files_is_the_one_that_names_them(tmp_path, table, files, expected):
     labels = read(tmp_path, table, files)
     assert labels.columns["file"] == expected
-    assert [file.target for file in labels.files] == ["x", "y"]
+    assert [file.targets for file in labels.files] == [("x",), ("y",)]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +161,7 @@ def test_a_target_taken_by_its_values_is_announced(tmp_path, caplog):
 
 def draw(path, number=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = PICTURE.copy()
-    pixels[0, 0] = number % 256, number // 256, 0
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(pixels).save(path, "PNG")
 
 
@@ -211,3 +208,16 @@ def test_a_label_table_reached_through_a_circle_of_links_is_read_once(tmp_path):
     raw, _ = source(tmp_path, "file,label\na.png,x\n", ["a.png"])
     (raw / "round").symlink_to(raw)
     assert triples(read_labels(raw, list(list_files(raw).files), None)) == [("a.png", "train", "x")]
+
+
+def test_several_columns_of_numbers_are_real_values_of_the_images(tmp_path):
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        draw(tmp_path / name, number)
+    (tmp_path / "labels.csv").write_text("file,red,blue\na.png,3.5,1\nb.png,2,0\nc.png,inf,1\n")
+    (tmp_path / "scratch").mkdir()
+    collection = collect_images(tmp_path, tmp_path / "scratch", ["red", "blue"])
+    assert (collection.task, collection.target_names) == ("regression", ("red", "blue"))
+    assert [example.values for example in collection.splits["train"]] == [(3.5, 1.0), (2.0, 0.0)]
+    assert [(reject.name, reject.reason) for reject in collection.rejects] == [
+        ("c.png", "has 'inf' as red, which is not a finite number (of float32) in labels.csv:4")
+    ]

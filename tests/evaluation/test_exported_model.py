@@ -122,8 +122,12 @@ def test_an_unreadable_image_is_named_by_its_position(image_export):
 
 
 def test_labels_and_the_example_lie_beside_the_model(image_export, text_export):
-    assert json.loads((image_export[1] / "labels.json").read_text()) == {"kind": "image", "labels": ["dark", "light"]}
-    assert json.loads((text_export[1] / "labels.json").read_text()) == {"kind": "text", "labels": ["down", "up"]}
+    for (_, directory), kind, labels in (
+        (image_export, "image", ["dark", "light"]),
+        (text_export, "text", ["down", "up"]),
+    ):
+        facts = json.loads((directory / "labels.json").read_text())
+        assert facts == {"kind": kind, "labels": labels, "task": "classification"}
     assert (image_export[1] / "input_example.bin").read_bytes() == picture(40)
     assert (text_export[1] / "input_example.txt").read_text("utf-8") == "good day"
 

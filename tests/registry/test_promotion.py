@@ -12,6 +12,7 @@ from regraft.errors import RegistryError
 from regraft.registry.promotion import (
     Answers,
     champion_gate,
+    choose_metric,
     majority_gate,
     minimum_gate,
     paired_interval,
@@ -107,3 +108,63 @@ def test_predictions_that_cannot_be_used_are_refused(tmp_path: Path, content: st
     (tmp_path / "p.csv").write_text(content)
     with pytest.raises(RegistryError, match=message):
         read_answers(tmp_path / "p.csv")
+
+
+def valued(truth: list[float], predicted: list[float], task: str = "regression") -> Answers:
+    right, given = (tuple((value,) for value in values) for values in (truth, predicted))
+    return Answers(tuple(f"id{n}" for n in range(len(truth))), right, given, task, ("size",))
+
+
+def test_the_metric_follows_the_task_and_one_of_another_task_is_refused() -> None:
+    chosen = [choose_metric(task, "auto") for task in ("classification", "multilabel", "regression")]
+    assert chosen == ["accuracy", "micro_f1", "r2"]
+    assert choose_metric("regression", "mae") == "mae"
+    with pytest.raises(RegistryError, match="'accuracy', and this is a model for regression, measured by r2, pearson"):
+        choose_metric("regression", "accuracy")
+
+
+def test_a_minimum_of_an_error_is_the_most_that_is_allowed() -> None:
+    assert minimum_gate("rmse", 0.5, 0.5).passed
+    assert not minimum_gate("rmse", 0.51, 0.5).passed
+    assert "RMSE 0.5100 is above the most allowed 0.5000" in minimum_gate("rmse", 0.51, 0.5).reason
+
+
+def test_a_model_of_values_must_beat_the_mean_of_training() -> None:
+    truth = [1.0, 2.0, 3.0, 4.0]
+    for metric in ("r2", "rmse", "pearson"):
+        gate = majority_gate(metric, valued(truth, [1.5, 2.0, 3.0, 3.5]), (2.0,))
+        assert gate.passed
+        assert "always answering the mean of training (2)" in gate.reason
+        worse = majority_gate(metric, valued(truth, [4.0, 3.0, 2.0, 1.0]), (2.0,))
+        assert not worse.passed
+    assert majority_gate("rmse", valued(truth, truth), (2.0,)).numbers["baseline"] == pytest.approx(1.5**0.5)
+
+
+@pytest.mark.parametrize(("tolerance", "passed"), [(0.0, False), (0.4, False), (0.5, True)])
+def test_of_an_error_a_champion_is_beaten_by_less(tolerance: float, passed: bool) -> None:
+    truth = [1.0, 2.0, 3.0, 4.0]
+    champion, challenger = valued(truth, [1.5, 2.5, 3.5, 4.5]), valued(truth, [2.0, 3.0, 4.0, 5.0])
+    gate = champion_gate("mae", challenger, champion, version=4, tolerance=tolerance, **CHANCE)
+    assert gate.passed is passed
+    assert gate.numbers["difference"] == pytest.approx(0.5)
+    assert champion_gate("mae", champion, challenger, version=4, tolerance=0.0, **CHANCE).passed
+
+
+def test_answers_in_columns_survive_the_file_and_say_their_task(tmp_path: Path) -> None:
+    rows = [["id", "name", "true a, b", "predicted a, b"], ["1", "x", "0.1", "1e-9"], ["2", "y", "-3", "4"]]
+    with (tmp_path / "p.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    read = read_answers(tmp_path / "p.csv")
+    assert (read.task, read.names) == ("regression", ("a, b",))
+    assert (read.labels, read.predicted) == (((0.1,), (-3.0,)), ((1e-9,), (4.0,)))
+    with (tmp_path / "p.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "true a", "predicted a", "probability a"], ["1", "1", "0", "0.4"]])
+    assert read_answers(tmp_path / "p.csv").task == "multilabel"
+
+
+def test_a_label_set_must_be_answered_better_than_by_the_most_frequent_set() -> None:
+    answers = Answers(("1", "2"), ((1.0, 0.0), (1.0, 1.0)), ((1.0, 0.0), (1.0, 1.0)), "multilabel", ("a", "b"))
+    gate = majority_gate("micro_f1", answers, (1.0, 0.0))
+    assert gate.passed
+    assert "always answering 'a'" in gate.reason
+    assert gate.numbers["baseline"] == pytest.approx(2 * 2 / (3 + 2))

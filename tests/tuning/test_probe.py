@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from regraft.tuning.probe import FOLDS, assign_folds, fit_probe, minimise, refit_probe, solve
+from regraft.tuning.probe import FOLDS, assign_folds, fit_probe, refit_probe
+from regraft.tuning.solvers import minimise, solve
 
 
 def clouds(rows, *, classes=3, size=6, spread=1.0, seed=0):

@@ -1,0 +1,210 @@
+"""What training aims at, for each task: the head's solver, the loss of a step, the loss of an example, and its words.
+
+Everything else in this package (penalty, pilots, early stopping, probe against fine-tuned) works on losses of single
+examples and so is the same for every task. Real values are standardised before they come here: see `target_scale`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
+from regraft.tuning.scores import (
+    Score,
+    label_losses,
+    log_losses,
+    score,
+    score_labels,
+    score_values,
+    squared_errors,
+)
+from regraft.tuning.solvers import Features, Ridge, Vector, solve, solve_labels
+
+Solver = Callable[[float, Vector], Vector]
+
+# Half decades, strongest first, so that each solution starts the next one from nearby. The unit is the objective of
+# `solve`: features have unit variance and the log loss is a mean, so the range holds whatever the number of examples.
+PENALTIES = tuple(float(f"{10.0**power:.3g}") for power in np.arange(0.0, -5.01, -0.5))
+# Squared error has curvature where log loss has gone flat, so ridge asks for stronger penalties.
+RIDGE_PENALTIES = tuple(float(f"{10.0**power:.3g}") for power in np.arange(2.0, -4.01, -0.5))
+_BINS = 4
+
+
+class Objective(ABC):
+    """A task as training sees it. N examples, K outputs.
+
+    Attributes:
+        task: "classification", "multilabel" or "regression".
+        penalties: Candidates for the head, strongest first.
+        loss_name: What the loss is called in words.
+        measure_name: What `Score.accuracy` is called in words.
+        names: `Score`'s words "log_loss" and "accuracy", as reports call them.
+        gains: How the numbers of examples gained and lost are said; filled with gained, lost and examples.
+    """
+
+    task: str
+    penalties: tuple[float, ...]
+    loss_name: str
+    measure_name: str
+    names: tuple[str, str]
+    gains: str
+
+    @abstractmethod
+    def solver(self, features: Features, labels: NDArray[Any]) -> Solver:
+        """Return a function of penalty and start (D + 1, K) to the head solved on standardised `features` (N, D)."""
+
+    @abstractmethod
+    def losses(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the loss of each example, shape (N,), of `outputs` (N, K)."""
+
+    @abstractmethod
+    def score(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> Score:
+        """Return the score of `outputs` (N, K)."""
+
+    @abstractmethod
+    def training_loss(self) -> Callable[[Any, Any], Any]:
+        """Return the loss of a step, a function of labels and outputs (tensors) to a scalar."""
+
+    @abstractmethod
+    def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
+        """Return one or more ways to put examples into groups of like targets, each of shape (N,).
+
+        The first divides the training data into folds; in each of them mirror images are looked for.
+        """
+
+    @abstractmethod
+    def gained_and_lost(
+        self, before: NDArray[np.floating], after: NDArray[np.floating], labels: NDArray[Any]
+    ) -> tuple[int, int]:
+        """Return how many examples `after` answers better than `before`, and how many worse, in plain answers."""
+
+    def reported(self, facts: Any) -> Any:
+        """Return `facts` (JSON) with the words "log_loss" and "accuracy" in keys as this task calls them."""
+        if isinstance(facts, dict):
+            loss, measure = self.names
+            return {
+                key.replace("log_loss", loss).replace("accuracy", measure): self.reported(value)
+                for key, value in facts.items()
+            }
+        return [self.reported(value) for value in facts] if isinstance(facts, list | tuple) else facts
+
+
+class Classes(Objective):
+    """One class of K: labels are int64 (N,), outputs are logits, the loss is the log loss of softmax."""
+
+    task = CLASSIFICATION
+    penalties = PENALTIES
+    loss_name = "log loss"
+    measure_name = "accuracy"
+    names = ("log_loss", "accuracy")
+    gains = "{gained} answers gained and {lost} lost on {examples} validation examples"
+
+    def solver(self, features: Features, labels: NDArray[Any]) -> Solver:
+        return lambda penalty, start: solve(features, labels, penalty=penalty, start=start)
+
+    def losses(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.float64]:
+        return log_losses(outputs, labels)
+
+    def score(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> Score:
+        return score(outputs, labels)
+
+    def training_loss(self) -> Callable[[Any, Any], Any]:
+        import keras
+
+        loss: Callable[[Any, Any], Any] = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return loss
+
+    def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
+        return [labels]
+
+    def gained_and_lost(
+        self, before: NDArray[np.floating], after: NDArray[np.floating], labels: NDArray[Any]
+    ) -> tuple[int, int]:
+        was_right, is_right = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
+        return int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
+
+
+class LabelSets(Objective):
+    """Any of K labels at once: labels are 0 or 1, float32 (N, K), outputs are logits of each, the loss its log loss."""
+
+    task = MULTILABEL
+    penalties = PENALTIES
+    loss_name = "log loss (a label)"
+    measure_name = "micro F1"
+    names = ("log_loss", "micro_f1")
+    gains = "more labels right on {gained} and fewer on {lost} of {examples} validation examples"
+
+    def solver(self, features: Features, labels: NDArray[Any]) -> Solver:
+        return lambda penalty, start: solve_labels(features, labels, penalty=penalty, start=start)
+
+    def losses(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.float64]:
+        return label_losses(outputs, labels)
+
+    def score(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> Score:
+        return score_labels(outputs, labels)
+
+    def training_loss(self) -> Callable[[Any, Any], Any]:
+        import keras
+
+        loss: Callable[[Any, Any], Any] = keras.losses.BinaryCrossentropy(from_logits=True)
+        return loss
+
+    def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
+        # By the rarest of an example's labels, so that every fold has some of each.
+        by_frequency = np.argsort(labels.sum(axis=0), kind="stable")
+        held = labels[:, by_frequency] > 0.5
+        rarest = np.where(held.any(axis=1), held.argmax(axis=1), labels.shape[1])
+        return [rarest.astype(np.int64), *labels.T.astype(np.int64)]
+
+    def gained_and_lost(
+        self, before: NDArray[np.floating], after: NDArray[np.floating], labels: NDArray[Any]
+    ) -> tuple[int, int]:
+        held = labels > 0.5
+        change = ((after > 0.0) == held).sum(axis=1) - ((before > 0.0) == held).sum(axis=1)
+        return int((change > 0).sum()), int((change < 0).sum())
+
+
+class RealValues(Objective):
+    """K real values: labels are standardised, float32 (N, K), outputs are answers, the loss is the squared error."""
+
+    task = REGRESSION
+    penalties = RIDGE_PENALTIES
+    loss_name = "squared error (in variances of the target)"
+    measure_name = "R2"
+    names = ("squared_error", "r2")
+    gains = "nearer on {gained} and further off on {lost} of {examples} validation examples"
+
+    def solver(self, features: Features, labels: NDArray[Any]) -> Solver:
+        ridge = Ridge(features, labels)
+        return lambda penalty, start: ridge.solve(penalty)
+
+    def losses(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.float64]:
+        return squared_errors(outputs, labels)
+
+    def score(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> Score:
+        return score_values(outputs, labels)
+
+    def training_loss(self) -> Callable[[Any, Any], Any]:
+        import keras
+
+        loss: Callable[[Any, Any], Any] = keras.losses.MeanSquaredError()
+        return loss
+
+    def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
+        # Quarters of each target. A target such as the place of a thing is symmetric as a whole, and its mirror image
+        # is wrong all the same: in quarters that shows.
+        places = np.argsort(np.argsort(labels, axis=0, kind="stable"), axis=0, kind="stable")
+        return list((places * _BINS // max(1, len(labels))).T.astype(np.int64))
+
+    def gained_and_lost(
+        self, before: NDArray[np.floating], after: NDArray[np.floating], labels: NDArray[Any]
+    ) -> tuple[int, int]:
+        change = squared_errors(after, labels) - squared_errors(before, labels)
+        return int((change < 0.0).sum()), int((change > 0.0).sum())
+
+
+CLASSES = Classes()
+OBJECTIVES: dict[str, Objective] = {objective.task: objective for objective in (CLASSES, LabelSets(), RealValues())}
