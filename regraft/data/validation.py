@@ -149,8 +149,8 @@ def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], mi
     ]
     if not few and not splits.get("validation"):
         problems.append(
-            "there is no example for validation: the train split has too few to spare any (copies, near ones too, count "
-            "once); add some to it, or add a validation split"
+            "there is no example for validation: the train split has too few to spare any (copies and near copies "
+            "count once); add some to it, or add a validation split"
         )
     for label in labels:
         if label in few:

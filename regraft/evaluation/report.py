@@ -165,11 +165,13 @@ def _rows(facts: Facts) -> Mapping[str, Any]:
 
 def _show(metric: str, value: float) -> str:
     """Return a metric for people: shares in percent, the others as numbers."""
+    if metric in ("r2", "pearson", "spearman"):
+        return f"{value:z.4f}".replace("-", "−")
     return _number(value) if metric in _NUMBERS else _percent(value)
 
 
-def _headline(facts: Facts) -> dict[str, str]:
-    """Return the number that comes first with its interval, and the next ones in a line."""
+def _headline(facts: Facts) -> dict[str, Any]:
+    """Return the number that comes first with its interval, and lines on the next ones."""
     first, *others = HEADLINES[facts.task]
     test = facts.metrics["test"]
 
@@ -180,9 +182,7 @@ def _headline(facts: Facts) -> dict[str, str]:
         "name": words(first),
         "value": _show(first, test[first]["value"]),
         "span": span(first),
-        "others": ", ".join(
-            f"{words(metric)} {_show(metric, test[metric]['value'])} ({span(metric)})" for metric in others
-        ),
+        "others": [f"{words(metric)} {_show(metric, test[metric]['value'])} ({span(metric)})" for metric in others],
     }
 
 
@@ -331,7 +331,9 @@ def _leakage_warnings(data: Mapping[str, Any]) -> list[str]:
 def _key_facts(facts: Facts) -> list[dict[str, str]]:
     metrics = facts.metrics["test"]
     if facts.task == "regression":
-        first = [{"value": _number(metrics[name]["value"]), "name": _MEANINGS[name]} for name in ("mae", "spearman")]
+        first = [
+            {"value": _show(name, metrics[name]["value"]), "name": _MEANINGS[name]} for name in ("mae", "spearman")
+        ]
     else:
         is_class = facts.task == "classification"
         weakest = _classes(_rows(facts))[0]

@@ -199,7 +199,7 @@ def majority_gate(metric: str, answers: Answers, constant: Sequence[float] = ())
     baseline = score_answers(metric, replace(answers, predicted=(same,) * len(answers.labels)))
     passed = is_better(metric, value, baseline)
     verb = "beats" if passed else "does not beat"
-    reason = f"test {words(metric)} {value:.4f} {verb} {baseline:.4f}, which {what} gets"
+    reason = f"test {words(metric)} {value:.4f} {verb} {baseline:z.4f}, which {what} gets"
     return Gate("majority", passed, reason, {"value": value, "baseline": baseline})
 
 
