@@ -57,7 +57,7 @@ def fingerprint(waveform: NDArray[np.floating], rate_hz: int) -> Fingerprint:
         raise ValueError(f"rate_hz must be positive, got {rate_hz}")
     samples = np.ascontiguousarray(waveform, np.float32)
     digest = hashlib.sha256(f"{rate_hz}".encode())
-    digest.update(samples)
+    digest.update(samples.tobytes())
     common = gcd(RATE_HZ, rate_hz)
     wave = samples.astype(np.float64)
     if len(wave) and rate_hz != RATE_HZ:
