@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 FEWEST_WORDS = 5  # of texts that may differ in a word
 _GAP_FILLINGS = 20  # a gap that more texts fill is a mould, not a copy
-# Calibrated on banking77 (benchmarks/audit.py): at most 1% of its examples differ in one word with so much evidence.
-_SHARED, _MOULD, _ENOUGH = 0.34, 7.2, 16.6
+# Weights of the evidence, in nats; calibrated on banking77 (benchmarks/audit.py), of whose examples less than 1% differ
+# in a word with enough of it. The more texts, the more of them meet by chance: n of them make some n * n pairs.
+_SHARED, _MOULD, _ENOUGH = 0.34, 7.2, 10.3
 _SHINGLE = 2  # words
 _LONG_WORDS = 40  # from here on texts may differ in more than a word
 _PERMUTATIONS, _BAND = 64, 4
@@ -125,6 +126,7 @@ def _one_word_apart(corpus: _Corpus) -> list[tuple[int, int]]:
     gaps = _mix(wholes[owners] - terms[fit] + _mix((places * 65_537 + corpus.lengths[owners]).astype(np.uint64)))
     order = np.argsort(gaps, kind="stable")
     pairs: list[tuple[int, int]] = []
+    enough = _ENOUGH + _SHARED * 2.0 * np.log(len(wholes))
     language = None
     for bucket in _runs(gaps[order]):
         if not 2 <= len(bucket) <= _GAP_FILLINGS:
@@ -134,14 +136,14 @@ def _one_word_apart(corpus: _Corpus) -> list[tuple[int, int]]:
         place = int(places[rows[0]])
         found = [int(owners[row]) for row in rows]
         texts = [corpus.text(number) for number in found]
-        surprises = [language.surprise(text) for text in texts]
+        surprises = [language.surprise(text, place) for text in texts]
         for one in range(len(found)):
             for other in range(one + 1, len(found)):
                 if not _differ_only_at(texts[one], texts[other], place):
                     continue
                 shared = np.delete(surprises[one], (place, place + 1)).sum()
                 odd = max(surprises[one][place : place + 2].sum(), surprises[other][place : place + 2].sum())
-                if _SHARED * shared + odd - _MOULD * np.log(len(found)) > _ENOUGH:
+                if _SHARED * shared + odd - _MOULD * np.log(len(found)) > enough:
                     pairs.append((found[one], found[other]))
     return pairs
 
@@ -181,18 +183,21 @@ class _Language:
         lefts = np.bincount(pairs // (end + 1), weights=counts, minlength=end + 1).astype(np.int64)
         return cls(end, singles, lefts, pairs, counts)
 
-    def surprise(self, text: NDArray[np.int32]) -> NDArray[np.float64]:
+    def surprise(self, text: NDArray[np.int32], gap: int) -> NDArray[np.float64]:
         """Return minus the log probability, in nats, of each word of `text` and of its end, given the word before.
 
-        The text itself is left out of the counts. Words never seen elsewhere keep a hundredth of the probability.
+        The text itself is left out of the counts, and but for the word at `gap` so is the one compared with it. Words
+        never seen elsewhere keep a hundredth of the probability.
         """
+        own = np.full(len(text) + 1, 2)
+        own[gap : gap + 2] = 1
         before = np.r_[self.end, text].astype(np.int64)
         after = np.r_[text, self.end].astype(np.int64)
         keys = before * (self.end + 1) + after
-        together = self.counts[np.minimum(np.searchsorted(self.pairs, keys), len(self.pairs) - 1)] - 1
+        together = self.counts[np.searchsorted(self.pairs, keys)] - own
         total = self.singles.sum()
-        given = together / np.maximum(1, self.lefts[before] - 1)
-        alone = (self.singles[after] - 1) / total
+        given = together / np.maximum(1, self.lefts[before] - own)
+        alone = np.maximum(0, self.singles[after] - own) / total
         surprise: NDArray[np.float64] = -np.log(0.75 * given + 0.24 * alone + 0.01 / (self.end + 1))
         return surprise
 

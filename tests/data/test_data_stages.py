@@ -10,6 +10,7 @@ from PIL import Image
 
 import tasks.download
 import tasks.preprocess
+from regraft.data.project_audit import audit_project
 from regraft.data.records import open_split, read_info
 from regraft.data.sources import parse
 from regraft.errors import DataError, ResourceError
@@ -180,3 +181,88 @@ def test_preprocess_without_raw_data_says_what_to_run(paths):
 def test_number_labels_are_in_the_order_of_their_values():
     assert sort_labels({"10", "9", "2"}) == ["2", "9", "10"]
     assert sort_labels({"10", "9", "b"}) == ["10", "9", "b"]
+
+
+def leaky(folder):
+    """Pictures in splits of their own, with a re-saved train picture in test and a test picture in validation."""
+    for split, count in (("train", 12), ("validation", 4), ("test", 4)):
+        pictures(folder / split, classes=(f"{split} cat", f"{split} dog"), count=count)
+        for label in ("cat", "dog"):
+            (folder / split / f"{split} {label}").rename(folder / split / label)
+    Image.open(folder / "train" / "cat" / "3.png").save(folder / "test" / "cat" / "same pixels.bmp")
+    shutil.copyfile(folder / "test" / "dog" / "1.png", folder / "validation" / "cat" / "copy.png")
+    return folder
+
+
+LEAKS = [["test/cat/same pixels.bmp", "train/cat/3.png"], ["test/dog/1.png", "validation/cat/copy.png"]]
+
+
+def test_copies_across_splits_are_reported(paths, tmp_path):
+    run(paths, f"folder:{leaky(tmp_path / 'source')}")
+    leakage = read_json(paths.reports / "data.json")["leakage"]
+    assert leakage["exact"] == {"pairs": 2, "listed": LEAKS}
+    assert leakage["near"] == {"pairs": 0, "listed": []}
+    assert leakage["conflicts"] == {"pairs": 1, "listed": LEAKS[1:]}
+    assert leakage["across_splits"] == 2
+    assert leakage["across_by_splits"] == {"train and test": 1, "validation and test": 1}
+    assert (leakage["policy"], leakage["dropped"]) == ("report", {"examples": 0, "listed": []})
+    assert sum(read_info(paths.prepared).counts.values()) == 42
+
+
+def test_copies_can_be_dropped_from_train_and_validation_but_never_from_test(paths, tmp_path):
+    run(paths, f"folder:{leaky(tmp_path / 'source')}", leaks="drop")
+    dropped = {"train/cat/3.png", "validation/cat/copy.png"}
+    assert read_json(paths.reports / "data.json")["leakage"]["dropped"] == {"examples": 2, "listed": sorted(dropped)}
+    names = {split: set(open_split(paths.prepared, split).names) for split in ("train", "validation", "test")}
+    assert not dropped & set().union(*names.values())
+    assert len(names["test"]) == 9
+    assert audit_project_of(paths, "folder:unused").across == []
+
+
+def test_copies_can_stop_the_run_with_their_list(paths, tmp_path):
+    with pytest.raises(DataError, match=r"2 pair\(s\) of copies stand in different splits") as caught:
+        run(paths, f"folder:{leaky(tmp_path / 'source')}", leaks="refuse")
+    assert "test/cat/same pixels.bmp (test) and train/cat/3.png (train)" in str(caught.value)
+    assert read_json(paths.reports / "data.json")["leakage"]["across_splits"] == 2
+    assert not paths.prepared.exists()
+
+
+def test_made_splits_never_part_copies(paths, tmp_path):
+    source = pictures(tmp_path / "source")
+    for file in sorted(source.rglob("*.png")):
+        Image.open(file).save(file.with_suffix(".bmp"))
+    run(paths, f"folder:{source}", leaks="refuse")
+    leakage = read_json(paths.reports / "data.json")["leakage"]
+    assert (leakage["exact"]["pairs"], leakage["across_splits"]) == (40, 0)
+
+
+def audit_project_of(paths, source):
+    paths.root.mkdir(exist_ok=True)
+    sections = ("preprocess", "backbone", "embed", "finetune", "evaluate", "promote", "placement", "tracking")
+    lines = ["name: x", "seed: 7", f"download: {{source: '{source}'}}", *(f"{section}: {{}}" for section in sections)]
+    paths.params.write_text("\n".join(lines))
+    return audit_project(paths)
+
+
+def test_the_audit_of_a_source_and_of_what_was_prepared_from_it_agree(paths, tmp_path):
+    source = f"folder:{leaky(tmp_path / 'source')}"
+    before = audit_project_of(paths, source)
+    assert not paths.raw.exists()
+    assert before.as_json() == {"exact": LEAKS, "near": [], "conflicts": LEAKS[1:], "across_splits": 2}
+    run(paths, source)
+    assert audit_project_of(paths, source).as_json() == before.as_json()
+
+
+def test_the_audit_of_a_table_names_lines(paths, tmp_path):
+    rows = [f"message number {number} about something,{'ham' if number % 2 else 'spam'}" for number in range(20)]
+    (tmp_path / "mail").mkdir()
+    (tmp_path / "mail" / "train.csv").write_text("text,label\n" + "\n".join([*rows, rows[4]]) + "\n")
+    (tmp_path / "mail" / "test.csv").write_text("text,label\nMESSAGE number 7 about something!,spam\n")
+    found = audit_project_of(paths, f"csv:{tmp_path / 'mail'}")
+    assert found.as_json() == {
+        "exact": [["train.csv:22", "train.csv:6"]],
+        "near": [["test.csv:2", "train.csv:9"]],
+        "conflicts": [],
+        "across_splits": 1,
+    }
+    assert len(found.near_conflicts) == 1

@@ -1,12 +1,13 @@
 """Making the splits that a source lacks."""
 
 import hashlib
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from regraft.data.records import Example
-from regraft.data.splits import assign, complete, place
+from regraft.data.splits import assign, complete, group, place
 
 FRACTIONS: Any = {"validation_fraction": 0.15, "test_fraction": 0.2}
 
@@ -90,3 +91,57 @@ def test_places_are_fixed_for_ever():
     # A change of this number would move the examples of every project: it was worked out with sha256sum, in the shell.
     # printf 'regraft split abc' | sha256sum | cut -c1-16
     assert place("abc") == 0x465A9D3CC0F51B4E / 2**64
+
+
+def chain(examples_, length):
+    """Pairs that link the examples in runs of `length`."""
+    return [(one.id, other.id) for number, (one, other) in enumerate(pairwise(examples_), start=1) if number % length]
+
+
+def grouped(train, pairs, keys=None):
+    return where(complete({"train": train}, **FRACTIONS, groups=group([e.id for e in train], pairs, keys)))
+
+
+def test_near_copies_stay_together():
+    train = examples("a", 300) + examples("b", 300)
+    pairs = chain(train, 5)
+    held = grouped(train, pairs)
+    name_of = {example.id: example.name for example in train}
+    assert all(held[name_of[one]] == held[name_of[other]] for one, other in pairs)
+    assert set(held.values()) == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adding_examples_and_groups_moves_nobody_where_no_groups_merge(seed):
+    old = examples(f"a{seed}", 100) + examples("b", 100)
+    new = examples("b", 50, 100) + examples(f"a{seed}", 50, 100) + examples("c", 20)
+    before = grouped(old, chain(old, 3))
+    after = grouped(new + old, chain(old, 3) + chain(new, 4))
+    assert before.items() <= after.items()
+
+
+def test_a_copy_that_joins_moves_at_most_the_group_it_joins():
+    old = examples("a", 200)
+    before = grouped(old, chain(old, 2))
+    for added in examples("a", 20, 200):
+        after = grouped([*old, added], [*chain(old, 2), (old[6].id, added.id)])
+        assert {name for name in before if after[name] != before[name]} <= {old[6].name, old[7].name}
+        assert after[added.name] == after[old[6].name]
+
+
+def test_examples_of_one_key_stay_together_and_new_ones_move_none_of_them():
+    train = examples("a", 200) + examples("b", 200)
+    keys = {example.id: f"speaker {number % 40}" for number, example in enumerate(train)}
+    few = grouped(train[:-100], [], keys)
+    many = grouped(train, [], keys)
+    assert few.items() <= many.items()
+    splits_of: dict[str, set[str]] = {}
+    for example in train:
+        splits_of.setdefault(keys[example.id], set()).add(many[example.name])
+    assert all(len(held) == 1 for held in splits_of.values())
+
+
+def test_groups_are_what_copies_and_keys_connect():
+    # a-b by copy, b and c by key, d-e by copy, f alone; the pair with x counts for nothing.
+    groups = group("abcdef", [("b", "a"), ("e", "d"), ("f", "x")], {"b": "k2", "c": "k2"})
+    assert groups == {"a": "key k2", "b": "key k2", "c": "key k2", "d": "d", "e": "d"}

@@ -165,6 +165,27 @@ def test_a_leak_conflicting_labels_and_few_tests_are_said_at_the_top():
     assert "3 of 3 classes have fewer than 10 test examples" in top
 
 
+def test_copies_across_splits_and_their_labels_are_said_at_the_top_unless_they_were_dropped():
+    facts = facts_of(LABELS, BETTER, PROBE, ["a", "b", "c"])
+    leakage = {
+        "across_splits": 5,
+        "across_by_splits": {"train and test": 4, "train and validation": 1},
+        "near": {"pairs": 6},
+        "near_conflicts": {"pairs": 1},
+        "dropped": {"examples": 0},
+    }
+    facts.data["leakage"] = leakage
+    text = text_of(page_of(facts))
+    top = text.split("What it gets wrong")[0]
+    assert "5 pairs of exact or near copies stand in different splits (4 across train and test" in top
+    assert "1 pair of near copies has two labels" in top
+    assert "near copies 6 pairs" in text
+    leakage["dropped"] = {"examples": 3}
+    text = text_of(page_of(facts))
+    assert "in different splits" not in text
+    assert "dropped as copies 3 examples" in text
+
+
 def test_a_flawless_model_has_no_mistakes_to_show():
     facts = facts_of(LABELS, LABELS, PROBE, ["a", "b", "c"])
     assert "Nothing: all 120 test examples are right" in text_of(page_of(facts))
