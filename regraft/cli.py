@@ -65,7 +65,7 @@ def init(
     directory: Annotated[Path, typer.Argument(help="Folder to make; may exist if it holds no project.")],
     source: Annotated[str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR or package:mnist5k.")],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
-    kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
+    kind: Annotated[str, typer.Option(help="image, text, audio, or auto: read off the source.")] = "auto",
 ) -> None:
     """Make a new project: a folder with its own settings, graph, data and models."""
     from flows import pipeline
@@ -169,7 +169,7 @@ def predict(
     model: Annotated[
         str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
     ],
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image files, or texts.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image or audio files, or texts.")],
     root: Root = HERE,
     as_json: AsJson = False,
 ) -> None:

@@ -38,7 +38,7 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
     """
     source = sources.parse(settings.download.source, paths.root)
     kind = catalogue.kind_of(settings.backbone.name, paths.root)
-    if settings.preprocess.kind not in ("auto", kind):
+    if settings.preprocess.kind != "auto" and catalogue.backbone_kind(settings.preprocess.kind) != kind:
         raise BackboneError(
             f"backbone.name: {settings.backbone.name} takes {kind} data, but preprocess.kind is "
             f"{settings.preprocess.kind}; fitting backbones: {', '.join(catalogue.names(settings.preprocess.kind))}."

@@ -19,7 +19,7 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
         directory: The project's folder; made if it does not exist.
         source: As in params.yaml; a relative path counts from the current folder.
         name: The model's name in the registry.
-        kind: image, text, or auto to read it off the source.
+        kind: image, text, audio, or auto to read it off the source.
 
     Raises:
         RegraftError: If `directory` holds a project already, or source, name or kind are not valid. Nothing is written.
@@ -30,8 +30,8 @@ def create(directory: Path, *, source: str, name: str, kind: str = "auto") -> Pa
         raise RegraftError(
             f"{paths.root} holds a project already ({', '.join(taken)}); choose another folder or edit its params.yaml."
         )
-    if kind not in ("auto", "image", "text"):
-        raise RegraftError(f"--kind must be image, text or auto, got {kind!r}.")
+    if kind not in ("auto", "image", "text", "audio"):
+        raise RegraftError(f"--kind must be image, text, audio or auto, got {kind!r}.")
     found = sources.parse(source, Path.cwd(), paths.root)
     kind = sources.guess_kind(found) if kind == "auto" else kind
 

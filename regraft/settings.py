@@ -35,7 +35,7 @@ class DownloadSettings(Section):
 class PreprocessSettings(Section):
     """How raw data becomes labelled, split, checked examples."""
 
-    kind: Literal["auto", "image", "text"] = "auto"
+    kind: Literal["auto", "image", "text", "audio"] = "auto"
     text_column: str | None = None
     target_column: str | None = None
     validation_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.15
@@ -54,6 +54,7 @@ class EmbedSettings(Section):
     """How examples enter the backbone."""
 
     image_size_px: Literal["auto"] | Annotated[int, Field(ge=32, le=1024)] = "auto"
+    audio_seconds: Literal["auto"] | Annotated[Number, Field(ge=0.1, le=60.0)] = "auto"
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
     batch_size: Annotated[int, Field(ge=1)] = 32
 

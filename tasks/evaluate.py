@@ -3,16 +3,19 @@
 import csv
 import io
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from regraft.backbones.extractor import Extractor
 from regraft.data.records import Split, open_split
 from regraft.determinism import set_up
 from regraft.errors import TrainingError
 from regraft.evaluation.metrics import classification_metrics, paired_gain
-from regraft.evaluation.plots import Mistake
+from regraft.evaluation.plots import Mistake, to_png
 from regraft.evaluation.report import Facts, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
 from regraft.files import read_json, replace_directory, write_json, write_text
@@ -29,7 +32,7 @@ PARITY_EXAMPLES = 32
 PARITY_TOLERANCE = 1e-3  # of a probability; the export reorders float32 sums, it must not change answers
 SPEED_EXAMPLES = 64
 SPEED_BUDGET_S = 2.0  # for each of two measurements
-MISTAKES_SHOWN = {"image": 12, "text": 6}
+MISTAKES_SHOWN = {"image": 12, "audio": 12, "text": 6}
 
 
 def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
@@ -79,6 +82,9 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         "training": read_json(paths.reports / "training_time.json"),
     }
     write_json(paths.reports / "speed.json", speed)
+    mistakes = surest_mistakes(test, probabilities, limit=MISTAKES_SHOWN[test.kind])
+    if test.kind == "audio":
+        mistakes = [replace(mistake, content=draw_sound(classifier.extractor, mistake.content)) for mistake in mistakes]
     facts = Facts(
         name=name,
         metrics=metrics,
@@ -90,7 +96,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         features=read_json(paths.features / "features.json"),
         seed=seed,
         evaluate=evaluate,
-        mistakes=surest_mistakes(test, probabilities, limit=MISTAKES_SHOWN[test.kind]),
+        mistakes=mistakes,
     )
     plots = draw_plots(facts)
     with replace_directory(paths.reports / "plots") as directory:
@@ -144,6 +150,12 @@ def surest_mistakes(split: Split, probabilities: np.ndarray, *, limit: int) -> l
         )
         for row, content in zip(rows, split.inputs([int(row) for row in rows]), strict=True)
     ]
+
+
+def draw_sound(extractor: Extractor, recording: bytes | str) -> bytes:
+    """Return what the backbone sees of a recording as PNG: its windows side by side."""
+    pictures = extractor.prepare(tf.constant(recording)).numpy()
+    return to_png(np.concatenate(list(pictures), axis=1) if pictures.ndim == 4 else pictures)
 
 
 def _majority(paths: Paths) -> int:

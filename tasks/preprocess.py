@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regraft.data.examples import Collection, collect_images, collect_texts
+from regraft.data.examples import Collection, collect_audio, collect_images, collect_texts
 from regraft.data.records import Example, write_prepared
-from regraft.data.sources import describe_suffixes, is_image_name, list_files
+from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete
 from regraft.data.validation import check
 from regraft.errors import DataError
@@ -29,6 +29,8 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="preprocess-") as scratch:
         if kind == "image":
             collection = collect_images(paths.raw, Path(scratch))
+        elif kind == "audio":
+            collection = collect_audio(paths.raw, Path(scratch))
         else:
             collection = collect_texts(paths.raw, preprocess.text_column, preprocess.target_column)
         splits = complete(
@@ -89,14 +91,26 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
         report["median_short_side_px"] = statistics.median(sides) if sides else None
         report["reencoded_as_png"] = collection.reencoded
         report["exif_orientation_not_applied"] = collection.rotated
+    elif collection.kind == "audio":
+        # Of the training recordings, for the same reason.
+        kept = [example.id for example in splits.get("train", ())]
+        seconds = sorted(collection.seconds[identity] for identity in kept)
+        report["audio_seconds"] = percentiles(seconds, p50=0.5, p90=0.9, p95=0.95, max=1.0)
+        rates = Counter(collection.rates_hz[identity] for identity in kept)
+        report["audio_rates_hz"] = {str(rate): count for rate, count in sorted(rates.items())}
     else:
         report["columns"] = collection.columns
         lengths = sorted(len(str(example.content)) for examples in splits.values() for example in examples)
-        report["text_length_characters"] = {
-            name: lengths[min(len(lengths) - 1, int(share * len(lengths)))] if lengths else None
-            for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
-        }
+        report["text_length_characters"] = percentiles(lengths, p50=0.5, p90=0.9, p99=0.99, max=1.0)
     return report
+
+
+def percentiles(ordered: Sequence[float], **shares: float) -> dict[str, float | None]:
+    """Return for each share, by its name, the value in `ordered` below which that share lies; None if it is empty."""
+    return {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+        for name, share in shares.items()
+    }
 
 
 def sort_labels(labels: set[str]) -> list[str]:
@@ -107,15 +121,15 @@ def sort_labels(labels: set[str]) -> list[str]:
 
 
 def _kind(setting: str, raw: Path) -> str:
-    """Return "image" or "text": what data/raw holds, which the setting must not contradict."""
+    """Return "image", "text" or "audio": what data/raw holds, which the setting must not contradict."""
     files = list_files(raw).files if raw.is_dir() else {}
     if not files:
         raise DataError(f"{raw} holds no data; run the stage download first.")
-    found = "image" if any(is_image_name(name) for name in files) else "text"
+    found = kind_of_files(files) or "text"
     if found == "text" and any("/" in name for name in files):
         raise DataError(
-            f"the folder source holds no images: found {describe_suffixes(files)}. Images stand in one folder per "
-            "class; texts come from a table, with a source `csv:FILE` or `csv:DIR`."
+            f"the folder source holds no images and no recordings: found {describe_suffixes(files)}. They stand in one "
+            "folder per class; texts come from a table, with a source `csv:FILE` or `csv:DIR`."
         )
     if setting not in ("auto", found):
         raise DataError(

@@ -1,20 +1,22 @@
-"""From raw files to examples: every image decoded, every row parsed, and a reason for each one that is set aside."""
+"""From raw files to examples: every image and recording decoded, every row parsed, a reason for each one set aside."""
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tensorflow as tf
 
+from regraft.data import audio
 from regraft.data.images import Inspection, UnreadableImage, inspect, to_png
 from regraft.data.records import Example
-from regraft.data.sources import TABLE_SUFFIXES, is_image_name, list_files, split_of
+from regraft.data.sources import TABLE_SUFFIXES, is_audio_name, is_image_name, list_files, split_of
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_columns, quoted, read_table
 from regraft.data.targets import UnusableTarget, class_name
+from regraft.data.waveform import decode_wav
 from regraft.errors import DataError
 from regraft.progress import Progress
 
@@ -35,7 +37,7 @@ class Collection:
     """What raw data holds.
 
     Attributes:
-        kind: "image" or "text".
+        kind: "image", "text" or "audio".
         splits: Examples by split as the source has them; a source without splits has "train" alone.
         rejects: What was set aside, in order of name.
         ignored_files: Files of other kinds, such as a README.
@@ -43,6 +45,8 @@ class Collection:
         reencoded: Images stored as PNG because TensorFlow does not read the format they came in.
         rotated: Images whose EXIF orientation is not applied.
         columns: Table column taken for "text" and for "target"; empty for images.
+        seconds: Length of each recording kept, by id.
+        rates_hz: Its sampling rate, by id.
     """
 
     kind: str
@@ -53,6 +57,8 @@ class Collection:
     reencoded: int = 0
     rotated: int = 0
     columns: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    rates_hz: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,25 @@ class _Image:
     example: Example
     inspection: Inspection
     was_reencoded: bool
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recording's example with what was heard of it."""
+
+    split: str
+    example: Example
+    seconds: float
+    rate_hz: int
+
+
+@dataclass(frozen=True)
+class _ClassFolders:
+    """Files in class folders: (name, split, class folder) of each, what is in none, and how many were not wanted."""
+
+    work: list[tuple[str, str, str]]
+    rejects: list[Reject]
+    ignored: int
 
 
 def collect_images(raw: Path, scratch: Path) -> Collection:
@@ -78,26 +103,8 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
     Raises:
         DataError: If the folder layout is ambiguous.
     """
-    names = list(list_files(raw).files)
-    images = [name for name in names if is_image_name(name)]
-    has_splits = _has_split_folders(images)
-    rejects: list[Reject] = []
-    ignored = len(names) - len(images)
-    work: list[tuple[str, str, str]] = []
-    for name in images:
-        folders = name.split("/")[:-1]
-        split = "train"
-        if has_splits and folders:
-            named = split_of(folders.pop(0))
-            if named is None:
-                ignored += 1
-                continue
-            split = named
-        if folders:
-            work.append((name, split, folders[0]))
-        else:
-            rejects.append(Reject(name, "is in no class folder, so it has no label"))
-
+    found = _class_folders(raw, is_image_name)
+    work, rejects, ignored = found.work, found.rejects, found.ignored
     progress = Progress(log, "checking images", len(work), "images")
     splits: dict[str, list[Example]] = {}
     short_sides_px, reencoded, rotated = {}, 0, 0
@@ -120,6 +127,43 @@ def collect_images(raw: Path, scratch: Path) -> Collection:
         short_sides_px=short_sides_px,
         reencoded=reencoded,
         rotated=rotated,
+    )
+
+
+def collect_audio(raw: Path, scratch: Path) -> Collection:
+    """Read class folders of recordings: `CLASS/...` or `{train,validation,test}/CLASS/...`.
+
+    Every recording is decoded by libsndfile, and what will be stored, a WAV file of one channel in 16-bit PCM at the
+    rate it came at, by the TensorFlow operations that the model will use. Such files are stored as they are. Silence is
+    a sound like any other.
+
+    Args:
+        raw: Folder of class folders.
+        scratch: Existing folder for converted recordings; must outlive the use of the examples.
+
+    Raises:
+        DataError: If the folder layout is ambiguous.
+    """
+    found = _class_folders(raw, is_audio_name)
+    rejects = found.rejects
+    progress = Progress(log, "checking recordings", len(found.work), "recordings")
+    splits: dict[str, list[Example]] = {}
+    seconds, rates_hz = {}, {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in pool.map(lambda item: _read_recording(raw, scratch, *item), found.work):
+            progress.advance(1)
+            if isinstance(result, Reject):
+                rejects.append(result)
+                continue
+            splits.setdefault(result.split, []).append(result.example)
+            seconds[result.example.id], rates_hz[result.example.id] = result.seconds, result.rate_hz
+    return Collection(
+        kind="audio",
+        splits=splits,
+        rejects=sorted(rejects, key=lambda reject: reject.name),
+        ignored_files=found.ignored,
+        seconds=seconds,
+        rates_hz=rates_hz,
     )
 
 
@@ -219,6 +263,35 @@ def _read_image(raw: Path, scratch: Path, name: str, split: str, target: str) ->
     return _Image(split, Example(digest, name, label, stored), inspection, not suits_tensorflow)
 
 
+def _read_recording(raw: Path, scratch: Path, name: str, split: str, target: str) -> _Recording | Reject:
+    content = (raw / name).read_bytes()
+    try:
+        label = class_name(target)
+    except UnusableTarget as error:
+        return Reject(name, f"is in a class folder whose name cannot be a label: it {error}")
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        recording = audio.decode(content)
+    except audio.UnreadableAudio as error:
+        return Reject(name, str(error), label)
+    stored = raw / name
+    if not (recording.is_plain and _tensorflow_hears(content)):
+        wav = recording.to_wav()
+        if not _tensorflow_hears(wav):
+            return Reject(name, "cannot be decoded by TensorFlow", label)
+        stored = scratch / f"{digest}.wav"
+        _write_once(stored, wav)
+    return _Recording(split, Example(digest, name, label, stored), recording.seconds, recording.rate_hz)
+
+
+def _tensorflow_hears(wav: bytes) -> bool:
+    try:
+        decode_wav(tf.constant(wav))
+    except tf.errors.OpError:
+        return False
+    return True
+
+
 def _tensorflow_reads(content: bytes) -> bool:
     try:
         tf.io.decode_image(content, channels=3, expand_animations=False)
@@ -234,6 +307,34 @@ def _write_once(path: Path, content: bytes) -> None:
             file.write(content)
     except FileExistsError:
         pass
+
+
+def _class_folders(raw: Path, is_wanted: Callable[[str], bool]) -> _ClassFolders:
+    """Return the files below `raw` whose names are wanted, with the split and the class folder of each.
+
+    Raises:
+        DataError: If the folder layout is ambiguous.
+    """
+    names = list(list_files(raw).files)
+    wanted = [name for name in names if is_wanted(name)]
+    has_splits = _has_split_folders(wanted)
+    ignored = len(names) - len(wanted)
+    work: list[tuple[str, str, str]] = []
+    rejects: list[Reject] = []
+    for name in wanted:
+        folders = name.split("/")[:-1]
+        split = "train"
+        if has_splits and folders:
+            named = split_of(folders.pop(0))
+            if named is None:
+                ignored += 1
+                continue
+            split = named
+        if folders:
+            work.append((name, split, folders[0]))
+        else:
+            rejects.append(Reject(name, "is in no class folder, so it has no label"))
+    return _ClassFolders(work, rejects, ignored)
 
 
 def _has_split_folders(images: Iterable[str]) -> bool:
@@ -259,7 +360,7 @@ def _has_split_folders(images: Iterable[str]) -> bool:
         return False
     if "train" not in folders and not others:
         raise DataError(
-            f"the source has {quoted(sorted(tops))} and no folder `train`; add one with the images to train on."
+            f"the source has {quoted(sorted(tops))} and no folder `train`; add one with what is to train on."
         )
     if "train" not in folders or not all(tops[top] for top in folders["train"]):
         return False

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif",
 ))  # fmt: skip
+# WAV and FLAC above all; the others are what libsndfile reads besides.
+AUDIO_SUFFIXES = frozenset((".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"))
 TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
 # The names people give to splits, as folders or as files.
 SPLIT_NAMES = {
@@ -152,25 +154,26 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
 
 
 def guess_kind(source: Source) -> str:
-    """Return "image" or "text", judging by the names of the source's files.
+    """Return "image", "text" or "audio", judging by the names of the source's files.
 
     Raises:
-        DataError: If the folder holds neither images nor tables; the message says what it holds.
+        DataError: If the folder holds neither images nor recordings; the message says what it holds.
     """
     if source.scheme == "package":
         return "image"
     if source.scheme == "csv":
         return "text"
-    if any(is_image_name(name) for name in source.listing.files):
-        return "image"
+    if (kind := kind_of_files(source.listing.files)) is not None:
+        return kind
     tables = [name for name in source.listing.files if Path(name).suffix.lower() in TABLE_SUFFIXES]
     advice = (
         f"For texts in tables use `csv:{source.path / tables[0]}`."
         if tables
-        else "Images stand in one folder per class; texts come from a table with `csv:FILE`."
+        else "Images and recordings stand in one folder per class; texts come from a table with `csv:FILE`."
     )
     raise DataError(
-        f"source {source.text!r} holds no images: found {describe_suffixes(source.listing.files)}. {advice}"
+        f"source {source.text!r} holds no images and no recordings: found {describe_suffixes(source.listing.files)}. "
+        f"{advice}"
     )
 
 
@@ -228,6 +231,22 @@ def list_files(folder: Path) -> Listing:
 def is_image_name(name: str) -> bool:
     """Return whether the suffix of `name` is one that image files have."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_audio_name(name: str) -> bool:
+    """Return whether the suffix of `name` is one that recordings have."""
+    return Path(name).suffix.lower() in AUDIO_SUFFIXES
+
+
+def kind_of_files(names: Iterable[str]) -> str | None:
+    """Return "image" or "audio", whichever more of the files are by their names; None if there is neither."""
+    images = recordings = 0
+    for name in names:
+        images += is_image_name(name)
+        recordings += is_audio_name(name)
+    if not images and not recordings:
+        return None
+    return "image" if images >= recordings else "audio"
 
 
 def describe_suffixes(names: Sequence[str] | dict[str, Any]) -> str:
@@ -313,7 +332,10 @@ def _unknown_scheme(source: str, root: Path) -> str:
     scheme, _, rest = source.partition(":")
     plain = root / Path(source).expanduser()
     if plain.is_dir():
-        return f"source {source!r} lacks its scheme; write `folder:{source}` for images or `csv:{source}` for tables."
+        return (
+            f"source {source!r} lacks its scheme; write `folder:{source}` for images and recordings or `csv:{source}` "
+            "for tables."
+        )
     if plain.is_file():
         return f"source {source!r} lacks its scheme; write `csv:{source}` if it is a table of texts."
     close = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1)
