@@ -1,5 +1,6 @@
 """Class folders of recordings, good and bad."""
 
+import contextlib
 import hashlib
 
 import numpy as np
@@ -129,10 +130,8 @@ def test_damaged_files_are_refused_or_read_and_never_end_in_anything_else(form):
         for place in random.integers(0, len(whole), 6) // random.choice([1, 50]):
             if place < len(damaged):
                 damaged[place] = random.integers(256)
-        try:
+        with contextlib.suppress(UnreadableAudio):
             assert np.isfinite(decode(bytes(damaged)).samples).all()
-        except UnreadableAudio as error:
-            assert str(error)
 
 
 def test_folders_of_splits_and_files_of_other_kinds(tmp_path):
