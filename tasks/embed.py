@@ -9,7 +9,7 @@ from regraft.backbones import catalogue
 from regraft.backbones.card import Card, read_card, stored_backbone
 from regraft.backbones.extractor import build_extractor, choose_image_size
 from regraft.backbones.features import FeatureCache, describe, embed_splits
-from regraft.backbones.spectrogram import AUTO_SIZE_PX, View, choose_view
+from regraft.backbones.spectrogram import View, choose_sound_size, choose_view
 from regraft.data.records import open_split, read_info
 from regraft.errors import BackboneError
 from regraft.files import read_json, replace_directory, write_json
@@ -37,11 +37,12 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
     card = read_card(stored_backbone(paths.backbones))
     kind = read_info(paths.prepared).kind
     require_kind(card, kind)
+    seen = view(embed, paths) if kind == "audio" else None
     extractor = build_extractor(
         paths.backbones,
-        image_size_px=image_size(embed, card, paths, kind),
+        image_size_px=image_size(embed, card, paths, seen),
         max_tokens=embed.max_tokens,
-        view=view(embed, paths) if kind == "audio" else None,
+        view=seen,
     )
     splits = {name: open_split(paths.prepared, name) for name in SPLITS}
     description = describe(extractor, embed.batch_size)
@@ -80,12 +81,12 @@ def require_kind(card: Card, kind: str) -> None:
         )
 
 
-def image_size(embed: EmbedSettings, card: Card, paths: Paths, kind: str) -> int | None:
+def image_size(embed: EmbedSettings, card: Card, paths: Paths, seen: View | None) -> int | None:
     """Return the side in pixels at which images, or the pictures of recordings, enter the backbone; None for text."""
     if card.input_size_px is None:
         return None
-    if kind == "audio":
-        return AUTO_SIZE_PX if embed.image_size_px == "auto" else embed.image_size_px
+    if seen is not None:
+        return choose_sound_size(embed.image_size_px, seen)
     median = read_json(paths.reports / "data.json")["median_short_side_px"]
     return choose_image_size(embed.image_size_px, median, card.input_size_px)
 

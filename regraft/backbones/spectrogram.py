@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
 from regraft.data.waveform import cut_windows, decode_wav, resample
@@ -15,10 +16,13 @@ SHORTEST_WINDOW_S = 0.2
 MOST_WINDOWS = 4
 MEL_BANDS = 64
 FRAME_S = 0.025
-HOP_S = 0.010
+HOP_S = 0.005
 LOWEST_HZ = 20.0
-RANGE_DB = 80.0  # what is quieter than the loudest band by more is black
-AUTO_SIZE_PX = 128
+# What is quieter than the loudest band by more is black. This, the square and the colours in `sound_preparation` were
+# chosen by a linear probe on the frozen EfficientNet-Lite0 at 128 px: 1,181 spoken digits to train on, 406 to judge.
+# Of these it knew 83.5% in grey and linear decibels, 85.0% squared, 87.7% squared and coloured; with 80 dB 82.5%.
+RANGE_DB = 60.0
+SHORT_WINDOW_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,27 @@ def choose_view(setting: Literal["auto"] | float, seconds: Mapping[str, float], 
     return View(window, windows, min(ordered[len(ordered) // 2], BEST_RATE_HZ))
 
 
+def choose_sound_size(setting: Literal["auto"] | int, view: View) -> int:
+    """Return the side of the pictures in pixels; "auto" is 128 for windows of up to 2 s and 224 for longer ones."""
+    if setting != "auto":
+        return setting
+    return 128 if view.seconds <= SHORT_WINDOW_S else 224
+
+
 def sound_preparation(view: View, side: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the function from one WAV file (a string scalar) to its picture, float32 in [0, 255].
 
     Its shape is (side, side, 3), or (windows, side, side, 3) if there are several. Time runs to the right and pitch
-    upwards, in mel bands; brightness is loudness in decibels below the loudest band of the recording, so that how loud
-    it was recorded does not matter. The three channels are the same. Silence is black.
+    upwards, in mel bands; brightness, the sum of the channels, is the square of loudness in decibels above `RANGE_DB`
+    below the loudest moment of the recording, so that how loud it was recorded does not matter. Silence is black. Low
+    bands are red, middle ones green, high ones blue: the features of a picture are averaged over its positions, and
+    without colours a tone would look much like the same tone an octave higher.
     """
     frame, hop = round(FRAME_S * view.rate_hz), round(HOP_S * view.rate_hz)
     fft_length = 2 ** math.ceil(math.log2(2 * frame))  # finer than the frame needs, so that no low mel band is empty
     samples = math.ceil(view.seconds * view.rate_hz)
+    height = np.linspace(-1.0, 1.0, MEL_BANDS)
+    colours = np.stack([np.maximum(-height, 0), 1 - np.abs(height), np.maximum(height, 0)], axis=1).astype(np.float32)
 
     def prepare(encoded: tf.Tensor) -> tf.Tensor:
         sound = decode_wav(encoded)
@@ -85,11 +100,11 @@ def sound_preparation(view: View, side: int) -> Callable[[tf.Tensor], tf.Tensor]
         power = tf.matmul(tf.square(tf.abs(spectrum)), to_mel)
         decibels = 10.0 / math.log(10.0) * tf.math.log(tf.maximum(power, 1e-12))
         below = tf.where(loudest > 0.0, decibels - tf.reduce_max(decibels), -RANGE_DB)
-        brightness = 255.0 * tf.clip_by_value(1.0 + below / RANGE_DB, 0.0, 1.0)
-        upwards = tf.reverse(tf.transpose(brightness, (0, 2, 1)), [1])[..., None]
+        brightness = 255.0 * tf.square(tf.clip_by_value(1.0 + below / RANGE_DB, 0.0, 1.0))
+        coloured = tf.transpose(brightness, (0, 2, 1))[..., None] * colours[:, None]  # (windows, bands, frames, 3)
+        upwards = tf.reverse(coloured, [1])
         resized = tf.image.resize(upwards, (side, side), method="bilinear", antialias=True)
-        picture = tf.clip_by_value(tf.repeat(resized, 3, axis=-1), 0.0, 255.0)
-        picture = tf.ensure_shape(picture, (view.windows, side, side, 3))
+        picture = tf.ensure_shape(tf.clip_by_value(resized, 0.0, 255.0), (view.windows, side, side, 3))
         return picture[0] if view.windows == 1 else picture
 
     return prepare

@@ -52,8 +52,7 @@ def augment_image(image: tf.Tensor, seed: tf.Tensor, *, flip: bool) -> tf.Tensor
 def augment_spectrogram(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Return `picture` a little earlier or later, with bands of time and of pitch hidden; never mirrored or turned.
 
-    What comes in from outside is black, which stands for silence; what is hidden gets the picture's mean, so that
-    nothing bright or black is to be seen there.
+    What comes in from outside and what is hidden is black, which stands for silence.
 
     Args:
         picture: float32, shape (..., pitch, time, 3), values in [0, 255]; leading axes share the change.
@@ -67,12 +66,11 @@ def augment_spectrogram(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     place = tf.range(times)
     comes_from_inside = (place >= shift) & (place < times + shift)
     moved = tf.where(comes_from_inside[:, None], tf.roll(picture, shift, axis=-2), 0.0)
-    mean = tf.reduce_mean(moved)
     for number in range(MASKS):
         first = 1 + 4 * number
         hidden_pitch = _band(pitches, draws[first], draws[first + 1])[:, None, None]
         hidden_time = _band(times, draws[first + 2], draws[first + 3])[:, None]
-        moved = tf.where(hidden_pitch | hidden_time, mean, moved)
+        moved = tf.where(hidden_pitch | hidden_time, 0.0, moved)
     return moved
 
 

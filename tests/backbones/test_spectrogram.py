@@ -21,6 +21,11 @@ def picture(content: bytes, view: View = HALF_SECOND, side: int = SIDE) -> np.nd
     return sound_preparation(view, side)(tf.constant(content)).numpy()
 
 
+def decibels(shown: np.ndarray) -> np.ndarray:
+    """Loudness below the loudest moment, by (..., row, column), -60 where it is less."""
+    return 60.0 * (np.sqrt(shown.sum(axis=-1) / 255.0) - 1.0)
+
+
 def band_of(frequency_hz: float, *, top_hz: float) -> int:
     """The row, from the bottom, whose triangle of 64 between 20 Hz and `top_hz` peaks nearest to `frequency_hz`."""
     low, mel, high = (1127.0 * np.log1p(hertz / 700.0) for hertz in (20.0, frequency_hz, top_hz))
@@ -28,7 +33,7 @@ def band_of(frequency_hz: float, *, top_hz: float) -> int:
 
 
 def brightest_band(shown: np.ndarray) -> int:
-    return SIDE - 1 - int(shown[:, :, 0].mean(axis=1).argmax())
+    return SIDE - 1 - int(shown.sum(axis=(1, 2)).argmax())
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
@@ -46,27 +51,35 @@ def test_a_tone_looks_the_same_whatever_the_encoding_and_the_number_of_channels(
     samples = tone(440.0, rate_hz=16000) + tone(3000.0, rate_hz=16000, loudness=0.2)
     plain = picture(recorded(samples, 16000))
     shown = picture(recorded(np.stack([samples, samples], axis=1), 16000, form=form, subtype=subtype))
-    bright = plain > 128  # 40 dB down, the noise of 8 bits is to be seen
-    assert np.abs(shown - plain)[bright].max() < 6.0
+    loud = decibels(plain) > -30  # further down, the noise of 8 bits is to be seen
+    assert np.abs(decibels(shown) - decibels(plain))[loud].max() < 1.0
 
 
 def test_how_loud_it_was_recorded_does_not_change_the_picture():
     samples = tone(440.0, rate_hz=16000) + np.random.default_rng(0).normal(0, 0.01, 8000)
     loud, quiet = (picture(recorded(gain * samples, 16000, subtype="FLOAT")) for gain in (1.0, 1e-3))
     assert np.abs(loud - quiet).max() < 0.1
-    assert loud.max() == pytest.approx(255.0, abs=0.1)
+    assert decibels(loud).max() == pytest.approx(0.0, abs=0.1)
 
 
-def test_decibels_are_linear_in_brightness():
+def test_brightness_is_the_square_of_decibels():
     second = tone(440.0, rate_hz=16000)
-    quieter = np.concatenate([second[:4000], 0.01 * second[4000:]])  # 40 of 80 dB down in its second half
-    row = picture(recorded(quieter, 16000, subtype="FLOAT"))[SIDE - 1 - band_of(440.0, top_hz=8000.0), :, 0]
-    assert row[10:25].mean() - row[40:55].mean() == pytest.approx(255.0 / 2, abs=3.0)
+    quieter = np.concatenate([second[:4000], 0.1 * second[4000:]])  # 20 dB down in its second half
+    shown = picture(recorded(quieter, 16000, subtype="FLOAT"))[SIDE - 1 - band_of(440.0, top_hz=8000.0)]
+    assert shown[10:25].sum(axis=-1).mean() == pytest.approx(255.0, abs=5.0)
+    assert shown[40:55].sum(axis=-1).mean() == pytest.approx(255.0 * (40 / 60) ** 2, abs=5.0)
+
+
+def test_low_is_red_and_high_is_blue():
+    colours = [
+        picture(recorded(tone(hertz, rate_hz=16000), 16000)).sum(axis=(0, 1)) for hertz in (60.0, 1700.0, 7500.0)
+    ]
+    assert [int(colour.argmax()) for colour in colours] == [0, 1, 2]
 
 
 def test_time_runs_to_the_right():
     late = np.concatenate([np.zeros(6000), tone(440.0, rate_hz=16000, seconds=0.125)])
-    columns = picture(recorded(late, 16000))[:, :, 0].mean(axis=0)
+    columns = picture(recorded(late, 16000)).sum(axis=(0, 2))
     assert columns.argmax() > 0.7 * SIDE
 
 
@@ -85,7 +98,8 @@ def test_several_windows_show_different_parts_of_a_long_recording_with_one_brigh
     shown = picture(recorded(np.concatenate(parts), 16000), View(seconds=0.5, windows=3, rate_hz=16000))
     assert shown.shape == (3, SIDE, SIDE, 3)
     assert [brightest_band(one) for one in shown] == [band_of(hertz, top_hz=8000) for hertz in (440.0, 1000.0, 2000.0)]
-    assert shown[0].max() - shown[1].max() == pytest.approx(255.0 * 20 / 80, abs=3.0)  # 20 dB
+    loudness = decibels(shown).max(axis=(1, 2))
+    assert loudness[0] - loudness[1] == pytest.approx(20.0, abs=2.0)
 
 
 @pytest.mark.parametrize(
