@@ -74,7 +74,7 @@ def init(
         str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k.")
     ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
-    kind: Annotated[str, typer.Option(help="image, text, or auto: read off the source.")] = "auto",
+    kind: Annotated[str, typer.Option(help="image, text, audio, or auto: read off the source.")] = "auto",
     *,
     target: Annotated[list[str] | None, typer.Option(help="Column of the target; may be repeated.")] = None,
     task: Annotated[
@@ -192,7 +192,7 @@ def predict(
     model: Annotated[
         str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
     ],
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image files, or texts.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image or audio files, or texts.")],
     root: Root = HERE,
     as_json: AsJson = False,
 ) -> None:

@@ -39,7 +39,7 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
         BackboneError: If the backbone is neither in the catalogue nor a preset folder, or takes another kind of data.
     """
     kind = catalogue.kind_of(settings.backbone.name, paths.root)
-    if settings.preprocess.kind not in ("auto", kind):
+    if settings.preprocess.kind != "auto" and catalogue.backbone_kind(settings.preprocess.kind) != kind:
         raise BackboneError(
             f"backbone.name: {settings.backbone.name} takes {kind} data, but preprocess.kind is "
             f"{settings.preprocess.kind}; fitting backbones: {', '.join(catalogue.names(settings.preprocess.kind))}."

@@ -29,7 +29,7 @@ def create(
         directory: The project's folder; made if it does not exist.
         source: As in params.yaml; a relative path counts from the current folder.
         name: The model's name in the registry.
-        kind: image, text, or auto to read it off the source.
+        kind: image, text, audio, or auto to read it off the source.
         task: classification, multilabel, regression, or auto to read it off the target's values.
         targets: Column of the target, or several; none guesses one.
 
@@ -43,8 +43,8 @@ def create(
         raise RegraftError(
             f"{paths.root} holds a project already ({', '.join(taken)}); choose another folder or edit its params.yaml."
         )
-    if kind not in ("auto", "image", "text"):
-        raise RegraftError(f"--kind must be image, text or auto, got {kind!r}.")
+    if kind not in ("auto", "image", "text", "audio"):
+        raise RegraftError(f"--kind must be image, text, audio or auto, got {kind!r}.")
     found = sources.parse(source, Path.cwd(), paths.root)
     if kind == "auto":
         kind = kind_of(found)

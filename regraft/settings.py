@@ -43,7 +43,7 @@ class DownloadSettings(Section):
 class PreprocessSettings(Section):
     """How raw data becomes labelled, split, checked examples."""
 
-    kind: Literal["auto", "image", "text"] = "auto"
+    kind: Literal["auto", "image", "text", "audio"] = "auto"
     task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
     text_column: str | None = None
     target_column: str | Annotated[list[str], Field(min_length=1)] | None = None
@@ -64,6 +64,7 @@ class EmbedSettings(Section):
     """How examples enter the backbone."""
 
     image_size_px: Literal["auto"] | Annotated[int, Field(ge=32, le=1024)] = "auto"
+    audio_seconds: Literal["auto"] | Annotated[Number, Field(ge=0.1, le=60.0)] = "auto"
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
     batch_size: Annotated[int, Field(ge=1)] = 32
 

@@ -9,6 +9,7 @@ from regraft.backbones import catalogue
 from regraft.backbones.card import Card, read_card, stored_backbone
 from regraft.backbones.extractor import build_extractor, choose_image_size
 from regraft.backbones.features import FeatureCache, describe, embed_splits
+from regraft.backbones.spectrogram import View, choose_sound_size, choose_view
 from regraft.data.records import open_split, read_info
 from regraft.errors import BackboneError
 from regraft.files import read_json, replace_directory, write_json
@@ -19,7 +20,7 @@ from regraft.settings import EmbedSettings
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-DESCRIBED = ("kind", "image_size_px", "max_tokens", "feature_size", "weights_sha256")
+DESCRIBED = ("kind", "image_size_px", "view", "max_tokens", "feature_size", "weights_sha256")
 SEED = 0  # nothing here is random; the call that sets it also makes TensorFlow's operations repeatable
 
 
@@ -34,9 +35,14 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
     """
     determinism.set_up(SEED)
     card = read_card(stored_backbone(paths.backbones))
-    require_kind(card, read_info(paths.prepared).kind)
+    kind = read_info(paths.prepared).kind
+    require_kind(card, kind)
+    seen = view(embed, paths) if kind == "audio" else None
     extractor = build_extractor(
-        paths.backbones, image_size_px=image_size(embed, card, paths), max_tokens=embed.max_tokens
+        paths.backbones,
+        image_size_px=image_size(embed, card, paths, seen),
+        max_tokens=embed.max_tokens,
+        view=seen,
     )
     splits = {name: open_split(paths.prepared, name) for name in SPLITS}
     description = describe(extractor, embed.batch_size)
@@ -67,16 +73,25 @@ def require_kind(card: Card, kind: str) -> None:
     Raises:
         BackboneError: If it does not; the message names those that do.
     """
-    if card.kind != kind:
+    wanted = catalogue.backbone_kind(kind)
+    if card.kind != wanted:
         raise BackboneError(
             f"backbone {card.name} takes {card.kind} data, but the prepared data is {kind}. Set backbone.name in "
-            f"params.yaml to one of: {', '.join(catalogue.names(kind))}; or to `preset:DIR` with a preset for {kind}."
+            f"params.yaml to one of: {', '.join(catalogue.names(kind))}; or to `preset:DIR` with a preset for {wanted}."
         )
 
 
-def image_size(embed: EmbedSettings, card: Card, paths: Paths) -> int | None:
-    """Return the side in pixels at which images enter the backbone, None for text."""
+def image_size(embed: EmbedSettings, card: Card, paths: Paths, seen: View | None) -> int | None:
+    """Return the side in pixels at which images, or the pictures of recordings, enter the backbone; None for text."""
     if card.input_size_px is None:
         return None
+    if seen is not None:
+        return choose_sound_size(embed.image_size_px, seen)
     median = read_json(paths.reports / "data.json")["median_short_side_px"]
     return choose_image_size(embed.image_size_px, median, card.input_size_px)
+
+
+def view(embed: EmbedSettings, paths: Paths) -> View:
+    """Return what part of a recording the backbone sees, and at which sampling rate."""
+    data = read_json(paths.reports / "data.json")
+    return choose_view(embed.audio_seconds, data["audio_seconds"], data["audio_rates_hz"])

@@ -3,18 +3,20 @@
 import csv
 import io
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from regraft.backbones.extractor import Extractor
 from regraft.data.records import Split, open_split
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION, label_set
 from regraft.determinism import set_up
 from regraft.errors import TrainingError
 from regraft.evaluation import columns
 from regraft.evaluation.metrics import classification_metrics, paired_gain
-from regraft.evaluation.plots import Mistake
+from regraft.evaluation.plots import Mistake, to_png
 from regraft.evaluation.report import Facts, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
 from regraft.files import read_json, replace_directory, write_json, write_text
@@ -34,7 +36,7 @@ PARITY_EXAMPLES = 32
 PARITY_TOLERANCE = 1e-3
 SPEED_EXAMPLES = 64
 SPEED_BUDGET_S = 2.0  # for each of two measurements
-MISTAKES_SHOWN = {"image": 12, "text": 6}
+MISTAKES_SHOWN = {"image": 12, "audio": 12, "text": 6}
 
 
 def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
@@ -86,6 +88,9 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         "training": read_json(paths.reports / "training_time.json"),
     }
     write_json(paths.reports / "speed.json", speed)
+    mistakes = outcome.mistakes
+    if test.kind == "audio":
+        mistakes = [replace(mistake, content=draw_sound(classifier.extractor, mistake.content)) for mistake in mistakes]
     facts = Facts(
         name=name,
         metrics=metrics,
@@ -97,7 +102,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         features=read_json(paths.features / "features.json"),
         seed=seed,
         evaluate=evaluate,
-        mistakes=outcome.mistakes,
+        mistakes=mistakes,
         answers=None if test.task != REGRESSION else (test.labels, answers),
     )
     plots = draw_plots(facts)
@@ -116,7 +121,7 @@ def predict(served: ServedModel, split: Split) -> np.ndarray:
     if split.kind == "text":
         order.sort(key=lambda row: len(split.inputs([row])[0]))
     answers = np.empty((len(split), len(split.class_names)), np.float32)
-    progress = Progress(log, "testing", len(split), f"{split.kind}s")
+    progress = Progress(log, "testing", len(split), "recordings" if split.kind == "audio" else f"{split.kind}s")
     for start in range(0, len(split), BATCH_SIZE):
         rows = order[start : start + BATCH_SIZE]
         answers[rows] = served.answers(split.inputs(rows))
@@ -250,6 +255,12 @@ def surest_mistakes(split: Split, probabilities: np.ndarray, *, limit: int) -> l
         )
         for row, content in zip(rows, split.inputs([int(row) for row in rows]), strict=True)
     ]
+
+
+def draw_sound(extractor: Extractor, recording: bytes | str) -> bytes:
+    """Return what the backbone sees of a recording as PNG: its windows side by side."""
+    pictures = extractor.prepare(tf.constant(recording)).numpy()
+    return to_png(np.concatenate(list(pictures), axis=1) if pictures.ndim == 4 else pictures)
 
 
 def _score(

@@ -13,6 +13,7 @@ import numpy as np
 
 from regraft import determinism
 from regraft.backbones.extractor import build_extractor
+from regraft.backbones.spectrogram import as_view
 from regraft.data.records import Split, open_split
 from regraft.data.targets import REGRESSION
 from regraft.errors import TrainingError
@@ -68,7 +69,12 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         probe.penalty,
     )  # fmt: skip
 
-    extractor = build_extractor(paths.backbones, image_size_px=about["image_size_px"], max_tokens=about["max_tokens"])
+    extractor = build_extractor(
+        paths.backbones,
+        image_size_px=about["image_size_px"],
+        max_tokens=about["max_tokens"],
+        view=as_view(about.get("view")),
+    )
     model = graft(extractor.model, probe.kernel, probe.bias)
     if finetune.strategy == "probe":
         tuned = probe_only(probe, objective)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from regraft.data.audit import Audit, Member, audit, find_copies
-from regraft.data.examples import Collection, collect_images, collect_texts
+from regraft.data.examples import Collection, collect
 from regraft.data.records import Example, write_prepared
-from regraft.data.sources import describe_suffixes, is_image_name, list_files
+from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.data.validation import check
@@ -30,14 +30,18 @@ _LEAKS_SHOWN = 20
 def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     """Read data/raw, write data/prepared and reports/data.json (the report also when the data cannot be used)."""
     kind = _kind(preprocess.kind, paths.raw)
-    target: Any = {"task": preprocess.task, "rare_below": preprocess.min_examples_per_class}
     paths.scratch.mkdir(parents=True, exist_ok=True)
     # Should this process be killed, the next attempt at the stage sweeps away what bears its name.
     with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="preprocess-") as scratch:
-        if kind == "image":
-            collection = collect_images(paths.raw, Path(scratch), preprocess.target_column, **target)
-        else:
-            collection = collect_texts(paths.raw, preprocess.text_column, preprocess.target_column, **target)
+        collection = collect(
+            kind,
+            paths.raw,
+            Path(scratch),
+            text_column=preprocess.text_column,
+            target_column=preprocess.target_column,
+            task=preprocess.task,
+            rare_below=preprocess.min_examples_per_class,
+        )
         examples = [example for held in collection.splits.values() for example in held]
         copies = find_copies(kind, (example.content for example in examples))
         content_of = {example.name: content for example, content in zip(examples, copies.contents, strict=True)}
@@ -122,13 +126,25 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
         report["median_short_side_px"] = statistics.median(sides) if sides else None
         report["reencoded_as_png"] = collection.reencoded
         report["exif_orientation_not_applied"] = collection.rotated
+    elif collection.kind == "audio":
+        # Of the training recordings, for the same reason.
+        kept = [example.id for example in splits.get("train", ())]
+        seconds = sorted(collection.seconds[identity] for identity in kept)
+        report["audio_seconds"] = percentiles(seconds, p50=0.5, p90=0.9, p95=0.95, max=1.0)
+        rates = Counter(collection.rates_hz[identity] for identity in kept)
+        report["audio_rates_hz"] = {str(rate): count for rate, count in sorted(rates.items())}
     else:
         lengths = sorted(len(str(example.content)) for examples in splits.values() for example in examples)
-        report["text_length_characters"] = {
-            name: lengths[min(len(lengths) - 1, int(share * len(lengths)))] if lengths else None
-            for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
-        }
+        report["text_length_characters"] = percentiles(lengths, p50=0.5, p90=0.9, p99=0.99, max=1.0)
     return report
+
+
+def percentiles(ordered: Sequence[float], **shares: float) -> dict[str, float | None]:
+    """Return for each share, by its name, the value in `ordered` below which that share lies; None if it is empty."""
+    return {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+        for name, share in shares.items()
+    }
 
 
 def _refuse(found: Audit, report: str) -> None:
@@ -193,15 +209,15 @@ def sort_labels(labels: set[str]) -> list[str]:
 
 
 def _kind(setting: str, raw: Path) -> str:
-    """Return "image" or "text": what data/raw holds, which the setting must not contradict."""
+    """Return "image", "text" or "audio": what data/raw holds, which the setting must not contradict."""
     files = list_files(raw).files if raw.is_dir() else {}
     if not files:
         raise DataError(f"{raw} holds no data; run the stage download first.")
-    found = "image" if any(is_image_name(name) for name in files) else "text"
+    found = kind_of_files(files) or "text"
     if found == "text" and any("/" in name for name in files):
         raise DataError(
-            f"the folder source holds no images: found {describe_suffixes(files)}. Images stand in one folder per "
-            "class; texts come from a table, with a source `csv:FILE` or `csv:DIR`."
+            f"the folder source holds no images and no recordings: found {describe_suffixes(files)}. They stand in one "
+            "folder per class; texts come from a table, with a source `csv:FILE` or `csv:DIR`."
         )
     if setting not in ("auto", found):
         raise DataError(

@@ -16,6 +16,7 @@ import pytest
 
 from tests.backbones.tiny import make_image_preset, make_text_preset
 from tests.project import Project, draw_images, make_project
+from tests.sounds import record_tones
 
 STAGES = ["download", "preprocess", "backbone", "embed", "finetune", "evaluate"]
 
@@ -304,3 +305,41 @@ def test_the_data_of_the_champion_can_be_compared_with_that_of_today(copy):
     assert report["after"] - report["before"] == 6
     unknown = copy.regraft("data", "diff", "yesterday", check=False)
     assert (unknown.returncode, "no git revision" in unknown.stderr) == (2, True)
+
+
+def test_recordings_go_the_same_way(tmp_path):
+    record_tones(tmp_path / "tones")
+    preset = make_image_preset(tmp_path / "preset")
+    project = make_project(tmp_path / "project", source=f"folder:{tmp_path / 'tones'}", preset=preset, name="pitches")
+    outcome = project.facts("run")
+    assert outcome["stages_run"] == STAGES
+    assert outcome["publication"]["promoted"]
+    assert project.report("data.json")["kind"] == "audio"
+    assert project.report("metrics.json")["test"]["accuracy"]["value"] > 0.5  # a guess is right a third of the time
+    report = (project.paths.reports / "report.html").read_text("utf-8")
+    assert "log-mel" in report
+    files = [str(tmp_path / "tones" / "high" / name) for name in ("00.flac", "01.wav")]
+    answers = project.facts("predict", "pitches", *files)["predictions"]
+    assert [answer["label"] for answer in answers] == ["high", "high"]
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(Path(files[1]).read_bytes()[:-500])
+    done = project.regraft("predict", "pitches", str(broken), check=False)
+    assert done.returncode == 2
+    assert "broken.wav is cut off" in done.stderr
+    program = f"""
+        import sys, mlflow
+        mlflow.set_tracking_uri("sqlite:///{project.root}/mlflow.db")
+        model = mlflow.pyfunc.load_model("models:/pitches@champion")
+        raw = open({files[1]!r}, "rb").read()
+        assert list(model.predict({{"audio": [raw, raw]}}).label) == ["high", "high"]
+        assert len(model.predict(model.input_example)) == 1
+        try:
+            model.predict({{"audio": [raw, raw[:-500]]}})
+        except mlflow.exceptions.MlflowException as error:
+            assert "row 1 of column `audio` is not a recording that can be read" in str(error), error
+        else:
+            raise AssertionError("a recording that was cut off was answered")
+        ours = [name for name in sys.modules if name.split(".")[0] in ("regraft", "tasks", "flows", "soundfile")]
+        assert not ours, ours
+    """
+    subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(program)], check=True, cwd=tmp_path)

@@ -72,9 +72,14 @@ def entries() -> dict[str, Entry]:
     return {name: _entry(name, dict(row)) for name, row in rows.items()}
 
 
+def backbone_kind(kind: str) -> str:
+    """Return the kind of backbone for data of `kind`: recordings are looked at, as pictures of their sound."""
+    return "image" if kind == "audio" else kind
+
+
 def names(kind: str | None = None) -> list[str]:
-    """Return the names in the catalogue, of one `kind` or of all."""
-    return [name for name, entry in entries().items() if kind in (None, entry.kind)]
+    """Return the names in the catalogue, of those that take data of one `kind` or of all."""
+    return [name for name, entry in entries().items() if kind is None or entry.kind == backbone_kind(kind)]
 
 
 def find(name: str, kind: str | None = None) -> Entry:

@@ -12,6 +12,7 @@ import keras_hub
 import tensorflow as tf
 
 from regraft.backbones.card import Card, read_card, stored_backbone, weights_digest
+from regraft.backbones.spectrogram import View, sound_preparation
 from regraft.errors import BackboneError
 
 SMALLEST_AUTO_SIZE_PX = 96
@@ -24,27 +25,31 @@ class Extractor:
     """A backbone that maps prepared input to features, and the preparation that belongs to it.
 
     Attributes:
-        kind: "image" or "text".
+        kind: "image", "text" or "audio" (recordings as pictures, for a backbone of images).
         card: What is known of the backbone.
         model: Image: float32 (batch, side, side, 3) in [0, 255] to float32 (batch, features); normalisation is inside.
+            Audio: the same, or (batch, windows, side, side, 3) if recordings are seen in several windows.
             Text: {"token_ids": int32 (batch, tokens), "padding_mask": int32 (batch, tokens), 1 where a token is real},
             any number of tokens up to `max_tokens`, to float32 (batch, features).
         prepare: Turns raw input into what `model` takes, by TensorFlow operations alone, so it may be part of an
             exported graph. Image: ONE encoded picture (JPEG, PNG, GIF or BMP; a string scalar) to float32
-            (side, side, 3) in [0, 255], stretched to the square. Text: strings (batch,) to a dict as `model` takes it,
+            (side, side, 3) in [0, 255], stretched to the square. Audio: ONE WAV file, see
+            `spectrogram.sound_preparation`. Text: strings (batch,) to a dict as `model` takes it,
             padded to the longest text of the batch.
         image_size_px: Side of the square image the model takes; None for text.
         max_tokens: Longest prepared text, start and end tokens included; None for images.
+        view: How recordings are looked at; None for images and text.
         preset: The folder the backbone was loaded from.
     """
 
-    kind: Literal["image", "text"]
+    kind: Literal["image", "text", "audio"]
     card: Card
     model: keras.Model
     prepare: Callable[[tf.Tensor], Any]
     preset: Path
     image_size_px: int | None = None
     max_tokens: int | None = None
+    view: View | None = None
 
 
 def choose_image_size(setting: Literal["auto"] | int, median_short_side_px: float, native_px: int) -> int:
@@ -65,13 +70,16 @@ def choose_image_size(setting: Literal["auto"] | int, median_short_side_px: floa
     return min(max(wanted, SMALLEST_AUTO_SIZE_PX), native_px)
 
 
-def build_extractor(backbones: Path, *, image_size_px: int | None = None, max_tokens: int | None = None) -> Extractor:
+def build_extractor(
+    backbones: Path, *, image_size_px: int | None = None, max_tokens: int | None = None, view: View | None = None
+) -> Extractor:
     """Load the backbone stored in `backbones` as an extractor.
 
     Args:
         backbones: Holds one preset folder, as the backbone stage writes it.
         image_size_px: Side of the images; None takes the side the backbone was trained at. Ignored for text.
         max_tokens: Longest text; None, or more than the backbone takes, means what it takes. Ignored for images.
+        view: For recordings: how a backbone of images is to look at them. None for images and text.
 
     Raises:
         BackboneError: If there is not exactly one backbone, or its weights are not those on its card.
@@ -87,6 +95,9 @@ def build_extractor(backbones: Path, *, image_size_px: int | None = None, max_to
         )
     if card.kind == "image":
         side = image_size_px or card.input_size_px or DEFAULT_SIZE_PX
+        if view is not None:
+            model = image_model(backbone, card, side, windows=view.windows)
+            return Extractor("audio", card, model, sound_preparation(view, side), folder, image_size_px=side, view=view)
         model = image_model(backbone, card, side)
         return Extractor("image", card, model, image_preparation(side), folder, image_size_px=side)
     longest = min(max_tokens or MOST_TOKENS, card.input_tokens or MOST_TOKENS)
@@ -143,13 +154,21 @@ def text_preparation(
     return tf.function(prepare, input_signature=[tf.TensorSpec([None], tf.string)])
 
 
-def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int) -> keras.Model:
-    """Return the functional model pixels -> normalisation -> `backbone` -> mean over positions."""
-    pixels = keras.Input((side, side, 3), dtype="float32", name="image")
+def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int, *, windows: int = 1) -> keras.Model:
+    """Return the functional model pixels -> normalisation -> `backbone` -> mean over positions.
+
+    With several `windows`, an example is as many pictures, and its features are the mean of theirs.
+    """
+    shape = (side, side, 3)
+    pixels = keras.Input(shape if windows == 1 else (windows, *shape), dtype="float32", name="image")
     scale = [1.0 / divisor for divisor in card.divisor]
     shift = [-offset / divisor for offset, divisor in zip(card.offset, card.divisor, strict=True)]
     normalised = keras.layers.Rescaling(scale, shift, name="normalise")(pixels)
+    if windows > 1:
+        normalised = keras.ops.reshape(normalised, (-1, *shape))
     features = keras.layers.GlobalAveragePooling2D(name="pool")(backbone(normalised))
+    if windows > 1:
+        features = keras.ops.mean(keras.ops.reshape(features, (-1, windows, features.shape[-1])), axis=1)
     return keras.Model(pixels, features, name="extractor")
 
 

@@ -1,5 +1,6 @@
 """Features by content: what the frozen backbone says of an example is computed once and then looked up."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -18,9 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from regraft.backbones import extractor as extractor_module
+from regraft.backbones import spectrogram
 from regraft.backbones.card import CARD, sha256
 from regraft.backbones.extractor import MOST_TOKENS, Extractor
-from regraft.data import images
+from regraft.data import audio, images, waveform
 from regraft.files import write_json
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
         "kind": extractor.kind,
         "image_size_px": extractor.image_size_px,
         "max_tokens": extractor.max_tokens,
+        "view": extractor.view and dataclasses.asdict(extractor.view),
         "offset": list(card.offset),
         "divisor": list(card.divisor),
         "pooling": card.pooling,
@@ -82,7 +85,11 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
             for path in sorted(preset.rglob("*"))
             if path.is_file() and path.name != CARD and not path.name.endswith(".weights.h5")
         },
-        "code": [sha256(Path(file)) for file in (extractor_module.__file__, images.__file__, __file__)],
+        "code": [
+            sha256(Path(str(module.__file__)))
+            for module in (extractor_module, images, *((spectrogram, waveform, audio) if extractor.view else ()))
+        ]
+        + [sha256(Path(__file__))],
     }
 
 
@@ -152,7 +159,7 @@ def embed_splits(
             if id_ not in known:
                 unknown.setdefault(id_, (split, row))
 
-    run = _image_features if extractor.kind == "image" else _text_features
+    run = _text_features if extractor.kind == "text" else _image_features
     ids: list[str] = []
     rows: list[np.ndarray] = []
     for batch_ids, batch in run(unknown, extractor, batch_size):
@@ -184,15 +191,15 @@ def _image_features(
     """
     if not unknown:
         return
-    side = extractor.image_size_px
-    forward = _compiled(extractor, tf.TensorSpec((batch_size, side, side, 3), tf.float32))
+    shape = extractor.model.input_shape[1:]
+    forward = _compiled(extractor, tf.TensorSpec((batch_size, *shape), tf.float32))
     pixels = tf.data.Dataset.from_generator(
         lambda: _contents(unknown), output_signature=tf.TensorSpec((), tf.string)
     ).map(extractor.prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     ids = iter(unknown)
     for batch in pixels.batch(batch_size).prefetch(2):
         rows = batch.shape[0]
-        filled = tf.pad(batch, [[0, batch_size - rows], [0, 0], [0, 0], [0, 0]])
+        filled = tf.pad(batch, [[0, batch_size - rows], *([0, 0] for _ in shape)])
         yield [next(ids) for _ in range(rows)], forward(filled).numpy()[:rows]
 
 

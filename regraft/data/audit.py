@@ -1,7 +1,7 @@
 """The leakage audit: which examples are copies of which, across splits and with other labels.
 
-Exact copies have the same decoded content: pixels, or text. Near copies are one content changed a little; what counts
-as little is said in the module of each kind. This module knows no kind beyond calling it, and no file.
+Exact copies have the same decoded content: pixels, samples, or text. Near copies are one content changed a little; what
+counts as little is said in the module of each kind. This module knows no kind beyond calling it, and no file.
 """
 
 import hashlib
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from regraft.data import image_copies, text_copies
+from regraft.data import audio, audio_copies, image_copies, text_copies
 
-_AT_ONCE = 256  # pictures held decoded or encoded, so that memory stays bounded
+# Files held encoded, so that memory stays bounded; recordings can be long.
+_AT_ONCE = {"image": 256, "audio": 8}
 _RANKS = {"test": 2, "validation": 1, "train": 0}
 
 Content = str | bytes | Path
@@ -132,19 +133,22 @@ def find_copies(kind: str, contents: Iterable[Content], *, near: bool = True) ->
     """Return which of `contents` are copies; they are read once, a few at a time.
 
     Args:
-        kind: "image" or "text".
-        contents: Texts; or encoded pictures, or the files holding them.
+        kind: "image", "text" or "audio".
+        contents: Texts; or encoded pictures or recordings, or the files holding them.
         near: Whether to look for near copies too.
 
     Raises:
         ValueError: If there is no such kind.
         UnreadableImage: If a picture cannot be decoded.
+        UnreadableAudio: If a recording cannot be decoded.
     """
     if kind == "text":
         return _texts(contents, near=near)
     if kind == "image":
         return _images(contents, near=near)
-    raise ValueError(f"kind must be 'image' or 'text', got {kind!r}")
+    if kind == "audio":
+        return _sounds(contents, near=near)
+    raise ValueError(f"kind must be 'image', 'text' or 'audio', got {kind!r}")
 
 
 def audit(members: Sequence[Member], near: Iterable[tuple[int, int]]) -> Audit:
@@ -199,7 +203,7 @@ def _images(contents: Iterable[Content], *, near: bool) -> Copies:
     found = []
     waiting = iter(contents)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter lock
-        while chunk := list(islice(waiting, _AT_ONCE)):
+        while chunk := list(islice(waiting, _AT_ONCE["image"])):
             for sketch in pool.map(image_copies.sketch, chunk):
                 number = numbers.setdefault(sketch.digest, len(numbers))
                 if near and number == len(thumbnails):
@@ -208,3 +212,23 @@ def _images(contents: Iterable[Content], *, near: bool) -> Copies:
     if not near or not thumbnails:
         return Copies(found, [])
     return Copies(found, image_copies.near_copies(np.stack(thumbnails)))
+
+
+def _sounds(contents: Iterable[Content], *, near: bool) -> Copies:
+    numbers: dict[bytes, int] = {}
+    waves: list[audio_copies.Wave] = []
+    found = []
+    waiting = iter(contents)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while chunk := list(islice(waiting, _AT_ONCE["audio"])):
+            for fingerprint in pool.map(_fingerprint, chunk):
+                number = numbers.setdefault(fingerprint.digest, len(numbers))
+                if near and number == len(waves):
+                    waves.append(fingerprint.wave)
+                found.append(number)
+    return Copies(found, audio_copies.near_copies(waves) if near else [])
+
+
+def _fingerprint(content: bytes | Path) -> audio_copies.Fingerprint:
+    recording = audio.decode(content.read_bytes() if isinstance(content, Path) else content)
+    return audio_copies.fingerprint(recording.samples, recording.rate_hz)

@@ -1,5 +1,6 @@
 """Two versions of a dataset side by side: what came, went or was relabelled, and whether inputs or labels drifted."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
 
+from regraft.data import audio
 from regraft.data.records import SPLITS, Split, open_split, read_info
 from regraft.data.targets import REGRESSION
 from regraft.errors import DataError
@@ -22,6 +24,7 @@ SIGNIFICANCE = 0.01
 SMALL_DELTA, SMALL_V = 0.147, 0.1
 # Inputs of at most so many examples of each version are measured: enough to see a small effect.
 MEASURED_MOST = 5_000
+_QUIETEST = 2.0**-15
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Version:
     """A prepared dataset as far as comparing needs it.
 
     Attributes:
-        kind: "image" or "text".
+        kind: "image", "text" or "audio".
         places: For each example id, the (split, target in words, name) of every copy, in order.
         targets: Every example's value of each real-valued target, by its name; empty for other tasks.
         measures: Values of each input statistic over (a sample of) the examples, by name.
@@ -209,4 +212,19 @@ def _measure_text(text: str) -> dict[str, float]:
     }
 
 
-_MEASURES: dict[str, Callable[[Any], dict[str, float]]] = {"image": _measure_image, "text": _measure_text}
+def _measure_audio(encoded: bytes) -> dict[str, float]:
+    recording = audio.decode(encoded)
+    power = float(np.mean(np.square(recording.samples, dtype=np.float64)))
+    return {
+        "length in seconds": recording.seconds,
+        # Silence counts as the smallest step of 16 bits.
+        "loudness (root mean square, dB of full scale)": 10.0 * math.log10(max(power, _QUIETEST**2)),
+        "sampling rate in Hz": float(recording.rate_hz),
+    }
+
+
+_MEASURES: dict[str, Callable[[Any], dict[str, float]]] = {
+    "image": _measure_image,
+    "text": _measure_text,
+    "audio": _measure_audio,
+}

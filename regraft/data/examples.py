@@ -1,21 +1,23 @@
-"""From raw files to examples: every image decoded, every row parsed, and a reason for each one that is set aside."""
+"""From raw files to examples: every image and recording decoded, every row parsed, a reason for each one set aside."""
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tensorflow as tf
 
+from regraft.data import audio
 from regraft.data.images import Inspection, UnreadableImage, inspect, to_png
 from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
-from regraft.data.sources import is_image_name, list_files, split_of, tables_by_split
+from regraft.data.sources import is_audio_name, is_image_name, list_files, split_of, tables_by_split
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_columns, quoted, read_table
-from regraft.data.targets import CLASSIFICATION, TargetReader, UnusableTarget, reader_for
+from regraft.data.targets import CLASSIFICATION, Target, TargetReader, UnusableTarget, reader_for
+from regraft.data.waveform import decode_wav
 from regraft.errors import DataError
 from regraft.progress import Progress
 
@@ -36,7 +38,7 @@ class Collection:
     """What raw data holds.
 
     Attributes:
-        kind: "image" or "text".
+        kind: "image", "text" or "audio".
         splits: Examples by split as the source has them; a source without splits has "train" alone.
         rejects: What was set aside, in order of name.
         ignored_files: Files of other kinds, such as a README.
@@ -44,9 +46,11 @@ class Collection:
         reencoded: Images stored as PNG because TensorFlow does not read the format they came in.
         rotated: Images whose EXIF orientation is not applied.
         columns: Table column taken for "text" (or "file" and, if there is one, "split") and for "target" (several with
-            commas); empty for images in class folders.
+            commas); empty for files in class folders.
         task: "classification", "multilabel" or "regression".
         target_names: Names of the values of every example's target; none for classes.
+        seconds: Length of each recording kept, by id.
+        rates_hz: Its sampling rate, by id.
     """
 
     kind: str
@@ -59,6 +63,8 @@ class Collection:
     columns: dict[str, str] = field(default_factory=dict)
     task: str = CLASSIFICATION
     target_names: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    rates_hz: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,44 @@ class _Image:
     example: Example
     inspection: Inspection
     was_reencoded: bool
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recording's example with what was heard of it."""
+
+    split: str
+    example: Example
+    seconds: float
+    rate_hz: int
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Files with their splits and targets: those to read, those that cannot be, how many are not wanted."""
+
+    work: list[LabelledFile]
+    rejects: list[Reject]
+    ignored: int
+    columns: dict[str, str]
+    reader: TargetReader
+
+
+def collect(
+    kind: str,
+    raw: Path,
+    scratch: Path,
+    *,
+    text_column: str | None = None,
+    target_column: str | Sequence[str] | None = None,
+    task: str = "auto",
+    rare_below: int = 3,
+) -> Collection:
+    """Read raw data of a kind ("image", "text" or "audio"); see `collect_images`, `collect_texts`, `collect_audio`."""
+    if kind == "text":
+        return collect_texts(raw, text_column, target_column, task=task, rare_below=rare_below)
+    read_files = {"image": collect_images, "audio": collect_audio}[kind]
+    return read_files(raw, scratch, target_column, task=task, rare_below=rare_below)
 
 
 def collect_images(
@@ -97,27 +141,14 @@ def collect_images(
         DataError: If the folder layout is ambiguous, the table of labels cannot be used, or targets are not what the
             task asks for.
     """
-    names = list(list_files(raw).files)
-    rejects: list[Reject] = []
-    labels = read_labels(raw, names, target_column)
-    if labels is None:
-        work, ignored = _in_class_folders(names, rejects)
-    else:
-        work, ignored = labels.files, len(labels.ignored)
-        rejects += [Reject(name, reason) for name, reason in labels.rejects]
-
-    columns: tuple[str, ...]
-    if labels is None:
-        columns, task = ("value",), CLASSIFICATION if task == "auto" else task
-    else:
-        columns = labels.target_columns
-    reader = _reader(columns, [file.targets for file in work if file.split == "train"], task, rare_below)
-    progress = Progress(log, "checking images", len(work), "images")
+    found = _labelled_files(raw, is_image_name, target_column, task, rare_below)
+    rejects = found.rejects
+    progress = Progress(log, "checking images", len(found.work), "images")
     splits: dict[str, list[Example]] = {}
     short_sides_px, reencoded, rotated = {}, 0, 0
     # Both decoders release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(lambda file: _read_image(raw, scratch, file, reader), work):
+        for result in pool.map(lambda file: _read_image(raw, scratch, file, found.reader), found.work):
             progress.advance(1)
             if isinstance(result, Reject):
                 rejects.append(result)
@@ -130,23 +161,97 @@ def collect_images(
         kind="image",
         splits=splits,
         rejects=sorted(rejects, key=lambda reject: reject.name),
-        ignored_files=ignored,
+        ignored_files=found.ignored,
         short_sides_px=short_sides_px,
         reencoded=reencoded,
         rotated=rotated,
-        columns=labels.columns if labels else {},
-        task=reader.task,
-        target_names=reader.names,
+        columns=found.columns,
+        task=found.reader.task,
+        target_names=found.reader.names,
     )
 
 
-def _in_class_folders(names: Sequence[str], rejects: list[Reject]) -> tuple[list[LabelledFile], int]:
-    """Return the images in class folders, and how many files are ignored; images in none are added to `rejects`."""
-    images = [name for name in names if is_image_name(name)]
-    has_splits = _has_split_folders(images)
-    ignored = len(names) - len(images)
+def collect_audio(
+    raw: Path,
+    scratch: Path,
+    target_column: str | Sequence[str] | None = None,
+    *,
+    task: str = "auto",
+    rare_below: int = 3,
+) -> Collection:
+    """Read recordings, labelled by a table or by folders as images are: see `collect_images`.
+
+    Every recording is decoded by libsndfile, and what will be stored, a WAV file of one channel in 16-bit PCM at the
+    rate it came at, by the TensorFlow operations that the model will use. Such files are stored as they are. Silence is
+    a sound like any other.
+
+    Args:
+        raw: Folder of class folders, or of recordings with a table of labels.
+        scratch: Existing folder for converted recordings; must outlive the use of the examples.
+        target_column: See `collect_images`.
+        task: See `collect_images`.
+        rare_below: See `reader_for`.
+
+    Raises:
+        DataError: See `collect_images`.
+    """
+    found = _labelled_files(raw, is_audio_name, target_column, task, rare_below)
+    rejects = found.rejects
+    progress = Progress(log, "checking recordings", len(found.work), "recordings")
+    splits: dict[str, list[Example]] = {}
+    seconds, rates_hz = {}, {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in pool.map(lambda file: _read_recording(raw, scratch, file, found.reader), found.work):
+            progress.advance(1)
+            if isinstance(result, Reject):
+                rejects.append(result)
+                continue
+            splits.setdefault(result.split, []).append(result.example)
+            seconds[result.example.id], rates_hz[result.example.id] = result.seconds, result.rate_hz
+    return Collection(
+        kind="audio",
+        splits=splits,
+        rejects=sorted(rejects, key=lambda reject: reject.name),
+        ignored_files=found.ignored,
+        columns=found.columns,
+        task=found.reader.task,
+        target_names=found.reader.names,
+        seconds=seconds,
+        rates_hz=rates_hz,
+    )
+
+
+def _labelled_files(
+    raw: Path, is_wanted: Callable[[str], bool], target_column: str | Sequence[str] | None, task: str, rare_below: int
+) -> _Labelled:
+    """Return the files below `raw` that a table labels, or else those with wanted names in class folders."""
+    names = list(list_files(raw).files)
+    labels = read_labels(raw, names, target_column)
+    columns: tuple[str, ...]
+    if labels is None:
+        work, rejects, ignored = _in_class_folders(names, is_wanted)
+        columns, task = ("value",), CLASSIFICATION if task == "auto" else task
+    else:
+        work, ignored, columns = labels.files, len(labels.ignored), labels.target_columns
+        rejects = [Reject(name, reason) for name, reason in labels.rejects]
+    reader = _reader(columns, [file.targets for file in work if file.split == "train"], task, rare_below)
+    return _Labelled(work, rejects, ignored, labels.columns if labels else {}, reader)
+
+
+def _in_class_folders(
+    names: Sequence[str], is_wanted: Callable[[str], bool]
+) -> tuple[list[LabelledFile], list[Reject], int]:
+    """Return the files with wanted names that are in class folders, those that are in none, and how many are ignored.
+
+    Raises:
+        DataError: If the folder layout is ambiguous.
+    """
+    wanted = [name for name in names if is_wanted(name)]
+    has_splits = _has_split_folders(wanted)
+    ignored = len(names) - len(wanted)
     work: list[LabelledFile] = []
-    for name in images:
+    rejects: list[Reject] = []
+    for name in wanted:
         folders = name.split("/")[:-1]
         split = "train"
         if has_splits and folders:
@@ -159,7 +264,7 @@ def _in_class_folders(names: Sequence[str], rejects: list[Reject]) -> tuple[list
             work.append(LabelledFile(name, split, (folders[0],), ""))
         else:
             rejects.append(Reject(name, "is in no class folder, so it has no label"))
-    return work, ignored
+    return work, rejects, ignored
 
 
 def collect_texts(
@@ -262,22 +367,25 @@ def _read_rows(table: Table, text: str, reader: TargetReader) -> Iterator[Exampl
             yield Reject(name, "has no text", target.label)
 
 
-def _read_image(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Image | Reject:
-    name = file.name
-    content = (raw / name).read_bytes()
+def _read_target(file: LabelledFile, reader: TargetReader) -> Target | Reject:
     try:
-        target = reader.read(file.targets)
+        return reader.read(file.targets)
     except UnusableTarget as error:
+        where = f"{error} in {file.where}"
         return Reject(
-            name,
-            f"{error} in {file.where}"
-            if file.where
-            else f"is in a class folder whose name cannot be a label: it {error}",
+            file.name, where if file.where else f"is in a class folder whose name cannot be a label: it {error}"
         )
+
+
+def _read_image(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Image | Reject:
+    target = _read_target(file, reader)
+    if isinstance(target, Reject):
+        return target
+    name, stored = file.name, raw / file.name
+    content = stored.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     try:
         inspection = inspect(content)
-        stored = raw / name
         suits_tensorflow = inspection.suits_tensorflow and _tensorflow_reads(content)
         if not suits_tensorflow:
             png = to_png(content)
@@ -291,6 +399,35 @@ def _read_image(raw: Path, scratch: Path, file: LabelledFile, reader: TargetRead
     return _Image(file.split, example, inspection, not suits_tensorflow)
 
 
+def _read_recording(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Recording | Reject:
+    target = _read_target(file, reader)
+    if isinstance(target, Reject):
+        return target
+    name, stored = file.name, raw / file.name
+    content = stored.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        recording = audio.decode(content)
+    except audio.UnreadableAudio as error:
+        return Reject(name, str(error), target.label)
+    if not (recording.is_plain and _tensorflow_hears(content)):
+        wav = recording.to_wav()
+        if not _tensorflow_hears(wav):
+            return Reject(name, "cannot be decoded by TensorFlow", target.label)
+        stored = scratch / f"{digest}.wav"
+        _write_once(stored, wav)
+    example = Example(digest, name, target.label, stored, target.values)
+    return _Recording(file.split, example, recording.seconds, recording.rate_hz)
+
+
+def _tensorflow_hears(wav: bytes) -> bool:
+    try:
+        decode_wav(tf.constant(wav))
+    except tf.errors.OpError:
+        return False
+    return True
+
+
 def _tensorflow_reads(content: bytes) -> bool:
     try:
         tf.io.decode_image(content, channels=3, expand_animations=False)
@@ -300,7 +437,7 @@ def _tensorflow_reads(content: bytes) -> bool:
 
 
 def _write_once(path: Path, content: bytes) -> None:
-    """Write `content` to `path`; copies of one image, met by two threads, may both come here with the same bytes."""
+    """Write `content` to `path`; copies of one file, met by two threads, may both come here with the same bytes."""
     try:
         with path.open("xb") as file:
             file.write(content)
@@ -331,7 +468,7 @@ def _has_split_folders(images: Iterable[str]) -> bool:
         return False
     if "train" not in folders and not others:
         raise DataError(
-            f"the source has {quoted(sorted(tops))} and no folder `train`; add one with the images to train on."
+            f"the source has {quoted(sorted(tops))} and no folder `train`; add one with what is to train on."
         )
     if "train" not in folders or not all(tops[top] for top in folders["train"]):
         return False

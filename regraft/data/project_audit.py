@@ -6,14 +6,14 @@ from pathlib import Path
 
 from regraft.data import sources
 from regraft.data.audit import Audit, Content, Member, audit, find_copies
-from regraft.data.examples import collect_images, collect_texts
+from regraft.data.examples import collect
 from regraft.data.fetch import fetch, kind_of
 from regraft.data.records import Split, open_split, read_info
 from regraft.errors import DataError
 from regraft.paths import Paths
 from regraft.settings import Settings, load_settings
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = {"image": 256, "text": 256, "audio": 8}  # recordings can be long
 
 
 def audit_project(paths: Paths, *, near: bool = True) -> Audit:
@@ -49,8 +49,9 @@ def _audit_prepared(prepared: Path, *, near: bool) -> Audit:
 def _contents(splits: Sequence[Split]) -> Iterator[Content]:
     """Yield every row's content in order, a few read at a time."""
     for split in splits:
-        for start in range(0, len(split), _ROWS_AT_ONCE):
-            yield from split.inputs(range(start, min(start + _ROWS_AT_ONCE, len(split))))
+        step = _ROWS_AT_ONCE[split.kind]
+        for start in range(0, len(split), step):
+            yield from split.inputs(range(start, min(start + step, len(split))))
 
 
 def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool) -> Audit:
@@ -60,11 +61,16 @@ def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool
         raw = scratch / "raw"
         raw.mkdir()
         fetch(source, raw)
-    (scratch / "png").mkdir()
-    if kind_of(source) == "image":
-        collection = collect_images(raw, scratch / "png", settings.preprocess.target_column)
-    else:
-        collection = collect_texts(raw, settings.preprocess.text_column, settings.preprocess.target_column)
+    (scratch / "converted").mkdir()
+    collection = collect(
+        kind_of(source),
+        raw,
+        scratch / "converted",
+        text_column=settings.preprocess.text_column,
+        target_column=settings.preprocess.target_column,
+        task=settings.preprocess.task,
+        rare_below=settings.preprocess.min_examples_per_class,
+    )
     places = [(split, example) for split, held in collection.splits.items() for example in held]
     if not places:
         raise DataError(f"source {settings.download.source!r} holds no example that can be used.")

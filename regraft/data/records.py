@@ -17,7 +17,7 @@ from regraft.errors import DataError
 from regraft.files import read_json, write_json
 
 SPLITS = ("train", "validation", "test")
-KINDS = ("image", "text")
+KINDS = ("image", "text", "audio")
 _DATASET_NAME = "regraft"
 _FILE_FORMAT = "array_record"
 _ROWS_PER_SCAN = 256
@@ -26,14 +26,15 @@ _TARGETS = "targets.json"  # beside TFDS's own files, which have no place for th
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled image or text.
+    """One labelled image, text or recording.
 
     Attributes:
-        id: sha256 (hex) of the image file as it came, or of the text in UTF-8; copies share it.
+        id: sha256 (hex) of the image or audio file as it came, or of the text in UTF-8; copies share it.
         name: Where it came from, relative to the raw data: `train/cats/1.png`, or `train.csv:17` for a line of a table.
         label: The class name; for other tasks the values in words.
-        content: The text; or an image that `tf.io.decode_image` reads, as its encoded bytes or as the file holding them
-            (read only when it is written, so that a large source never has to fit in memory).
+        content: The text; or an image that `tf.io.decode_image` reads, or a recording as a WAV file of one channel in
+            16-bit PCM, as its encoded bytes or as the file holding them (read only when it is written, so that a large
+            source never has to fit in memory).
         values: One number for each target, see `targets.Target`; empty for a class.
     """
 
@@ -49,7 +50,7 @@ class PreparedInfo:
     """What a prepared dataset holds.
 
     Attributes:
-        kind: "image" or "text".
+        kind: "image", "text" or "audio".
         labels: Class names; position i is class i. For other tasks the names of the values.
         counts: Number of examples by split.
         task: "classification", "multilabel" or "regression".
@@ -76,7 +77,7 @@ def write_prepared(
 
     Args:
         directory: Becomes the dataset's folder (it holds dataset_info.json).
-        kind: "image" or "text".
+        kind: "image", "text" or "audio".
         labels: Class names in class order; every example's label is one of them. For other tasks the names of the
             values, in the order of every example's values.
         splits: Examples by split name; a split without examples is left out, as TFDS has no empty splits.
@@ -119,6 +120,7 @@ def write_prepared(
         features={
             "id": tfds.features.Text(),
             "name": tfds.features.Text(),
+            # Recordings are bytes as well: to decode them TFDS would need a package more.
             kind: tfds.features.Image(shape=(None, None, 3)) if kind == "image" else tfds.features.Text(),
             **_target_feature(task, labels),
         },
@@ -164,7 +166,7 @@ class Split:
     """The rows of one split: ids, names and labels in memory, contents read from disk by row number.
 
     Attributes:
-        kind: "image" or "text".
+        kind: "image", "text" or "audio".
         class_names: Class names; position i is class i. For other tasks the names of the values.
         task: "classification", "multilabel" or "regression".
         ids: sha256 (hex) of each row's content; copies share one.
@@ -205,7 +207,7 @@ class Split:
         return label_set(self.class_names, values) if self.task == MULTILABEL else value_list(values)
 
     def inputs(self, indices: Sequence[int]) -> list[Any]:
-        """Return the contents of the rows `indices`, in that order: encoded image bytes, or strings.
+        """Return the contents of the rows `indices`, in that order: encoded images, WAV files, or strings.
 
         Raises:
             IndexError: If a row lies outside [0, len(self)).
@@ -215,7 +217,7 @@ class Split:
             raise IndexError(f"rows must be in [0, {len(self)}), got {min(rows)} to {max(rows)}")
         records = self._reader.read(rows) if rows else []
         contents = [_parse(record)[self.kind].bytes_list.value[0] for record in records]
-        return contents if self.kind == "image" else [content.decode() for content in contents]
+        return contents if self.kind != "text" else [content.decode() for content in contents]
 
     def _scan(self) -> Iterator[Any]:
         """Yield the features of every row in order, a few at a time, so that contents need not fit in memory."""

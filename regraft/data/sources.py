@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif",
 ))  # fmt: skip
+# WAV and FLAC above all; the others are what libsndfile reads besides.
+AUDIO_SUFFIXES = frozenset((".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"))
 TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 # The names people give to splits, as folders or as files.
 SPLIT_NAMES = {
@@ -187,26 +189,29 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
 
 
 def guess_kind(source: Source) -> str:
-    """Return "image" or "text", judging by the names of the source's files.
+    """Return "image", "text" or "audio", judging by the names of the source's files.
 
     For a `tfds` source, whose features say it, there is `regraft.data.tfds.kind_of`.
 
     Raises:
-        DataError: If a folder or archive holds no images (the message says what it holds), or an archive is refused.
+        DataError: If a folder or archive holds neither images nor recordings (the message says what it holds), or an
+            archive is refused.
     """
     if source.scheme == "package":
         return "image"
     if source.scheme == "csv":
         return "text"
-    if any(is_image_name(name) for name in source.names):
-        return "image"
+    if (kind := kind_of_files(source.names)) is not None:
+        return kind
     tables = [name for name in source.names if is_table_name(name)]
     advice = (
         f"For texts in tables use `csv:{source.path if source.is_archive else source.path / tables[0]}`."
         if tables
-        else "Images stand in one folder per class; texts come from a table with `csv:FILE`."
+        else "Images and recordings stand in one folder per class; texts come from a table with `csv:FILE`."
     )
-    raise DataError(f"source {source.text!r} holds no images: found {describe_suffixes(source.names)}. {advice}")
+    raise DataError(
+        f"source {source.text!r} holds no images and no recordings: found {describe_suffixes(source.names)}. {advice}"
+    )
 
 
 def list_files(folder: Path) -> Listing:
@@ -263,6 +268,22 @@ def list_files(folder: Path) -> Listing:
 def is_image_name(name: str) -> bool:
     """Return whether the suffix of `name` is one that image files have."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_audio_name(name: str) -> bool:
+    """Return whether the suffix of `name` is one that recordings have."""
+    return Path(name).suffix.lower() in AUDIO_SUFFIXES
+
+
+def kind_of_files(names: Iterable[str]) -> str | None:
+    """Return "image" or "audio", whichever more of the files are by their names; None if there is neither."""
+    images = recordings = 0
+    for name in names:
+        images += is_image_name(name)
+        recordings += is_audio_name(name)
+    if not images and not recordings:
+        return None
+    return "image" if images >= recordings else "audio"
 
 
 def describe_suffixes(names: Sequence[str] | dict[str, Any]) -> str:
@@ -375,7 +396,10 @@ def _unknown_scheme(source: str, root: Path) -> str:
     scheme, _, rest = source.partition(":")
     plain = root / Path(source).expanduser()
     if plain.is_dir() or (plain.is_file() and archives.is_archive_name(plain.name)):
-        return f"source {source!r} lacks its scheme; write `folder:{source}` for images or `csv:{source}` for tables."
+        return (
+            f"source {source!r} lacks its scheme; write `folder:{source}` for images and recordings or `csv:{source}` "
+            "for tables."
+        )
     if plain.is_file():
         return f"source {source!r} lacks its scheme; write `csv:{source}` if it is a table of texts."
     close = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1)

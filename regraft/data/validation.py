@@ -52,8 +52,9 @@ def _nothing(collection: Collection) -> list[str]:
     if collection.rejects:
         return ["no usable example is left"]
     layout = (
-        "images stand in one folder per class (CLASS/picture.jpg, or train/CLASS/picture.jpg) or beside a labels.csv"
-        if collection.kind == "image"
+        "images and recordings stand in one folder per class (CLASS/picture.jpg, or train/CLASS/sound.wav) or beside a "
+        "labels.csv"
+        if collection.kind != "text"
         else "a table needs a line of column names and a line for each example"
     )
     return [f"there is no example in it ({collection.ignored_files} file(s) of other kinds were ignored); {layout}"]

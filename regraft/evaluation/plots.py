@@ -45,7 +45,7 @@ class Mistake:
         label: Its class; or its labels or values in words.
         predicted: The class the model chose; or the labels or values it answered.
         probability: The probability the model gave to `predicted`, in [0, 1]; None where there is no single one.
-        content: Encoded image, or text.
+        content: Encoded image (of a recording: the picture of its sound), or text.
     """
 
     name: str
@@ -246,6 +246,13 @@ def thumbnail(encoded: bytes, *, side_px: int = 160) -> Thumbnail:
     buffer = io.BytesIO()
     image.save(buffer, "PNG" if is_small else "JPEG", quality=82)
     return Thumbnail(buffer.getvalue(), max(image.size))
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Return pixels, shape (height, width, 3) with values in [0, 255], as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(pixels).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _style(theme: Theme) -> Any:

@@ -38,6 +38,7 @@ _SHORT_TEXT = 240
 # Metrics that are no shares.
 _NUMBERS = ("r2", "pearson", "spearman", "rmse", "mae", "mse")
 _MEANINGS = {"mae": "mean absolute error, in the target's own unit", "spearman": "Spearman's rank correlation"}
+_NOUNS = {"image": "image", "text": "text", "audio": "recording"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def draw_plots(facts: Facts) -> dict[str, bytes]:
     if facts.task != "regression":
         rows = _rows(facts)
         figures["f1"] = f1_figure({name: row["f1"] for name, row in rows.items() if row["examples"]}, LIGHT)
-    if facts.data["kind"] == "image" and facts.mistakes:
+    if facts.data["kind"] != "text" and facts.mistakes:
         figures["mistakes"] = mistakes_figure(facts.mistakes, LIGHT)
     return figures
 
@@ -151,10 +152,10 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
 
 
 def _title(facts: Facts) -> str:
-    kind, names = facts.data["kind"], facts.metrics["labels"]
+    noun, names = _NOUNS[facts.data["kind"]], facts.metrics["labels"]
     if facts.task == "regression":
-        return f"{facts.name}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} of {kind}s"
-    return f"{facts.name}: {len(names)} {'labels' if facts.task == 'multilabel' else 'classes'} of {kind}s"
+        return f"{facts.name}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} of {noun}s"
+    return f"{facts.name}: {len(names)} {'labels' if facts.task == 'multilabel' else 'classes'} of {noun}s"
 
 
 def _rows(facts: Facts) -> Mapping[str, Any]:
@@ -346,11 +347,11 @@ def _key_facts(facts: Facts) -> list[dict[str, str]]:
         *first,
         {
             "value": f"{facts.speed['latency_ms']['p50']:.0f} ms",
-            "name": f"for one {facts.data['kind']} (99% within {facts.speed['latency_ms']['p99']:.0f} ms)",
+            "name": f"for one {_NOUNS[facts.data['kind']]} (99% within {facts.speed['latency_ms']['p99']:.0f} ms)",
         },
         {
             "value": f"{facts.speed['throughput']['examples_per_s']:,.0f}/s",
-            "name": f"{facts.data['kind']}s, in batches of {facts.speed['throughput']['batch_size']}",
+            "name": f"{_NOUNS[facts.data['kind']]}s, in batches of {facts.speed['throughput']['batch_size']}",
         },
     ]
 
@@ -390,6 +391,10 @@ def _data_facts(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("dropped as copies", _things(leakage["dropped"]["examples"], "example")))
     if data["kind"] == "image":
         rows.append(("median size", f"{data['median_short_side_px']:.0f} px (shorter side)"))
+    elif data["kind"] == "audio":
+        seconds, rates = data["audio_seconds"], ", ".join(data["audio_rates_hz"])
+        rows.append(("length", f"median {seconds['p50']:.1f} s, longest {seconds['max']:.1f} s (training)"))
+        rows.append(("sampling rates", f"{rates} Hz (training)"))
     else:
         lengths = data["text_length_characters"]
         rows.append(("text length", f"median {_count(lengths['p50'])}, longest {_count(lengths['max'])} characters"))
@@ -425,8 +430,8 @@ def _training_lines(facts: Facts) -> list[str]:
         flipped = ", mirror images included" if augmentation["used"] and augmentation["flip"] else ""
         lines.append(
             f"{len(training['history'])} epochs at a peak rate of {training['learning_rate']:g}, chosen {chosen_by}, "
-            f"{varied} augmentation{flipped}. {timing['examples_per_second']:,.0f} {facts.data['kind']}s a second, "
-            f"{timing['finetune_seconds']:.0f} s in all."
+            f"{varied} augmentation{flipped}. {timing['examples_per_second']:,.0f} "
+            f"{_NOUNS[facts.data['kind']]}s a second, {timing['finetune_seconds']:.0f} s in all."
         )
     return lines
 
@@ -436,6 +441,8 @@ def _settings(facts: Facts) -> list[tuple[str, str]]:
     size = (
         f"{features['image_size_px']} px" if features["image_size_px"] else f"at most {features['max_tokens']} tokens"
     )
+    if view := features.get("view"):
+        size += f", {view['windows']} window(s) of {view['seconds']:g} s at {view['rate_hz']} Hz as log-mel pictures"
     return [
         ("backbone", f"{card.name}, {card.parameters / 1e6:.1f} M parameters"),
         ("trained on", f"{card.source_dataset} ({card.licence})"),

@@ -1,4 +1,4 @@
-"""The registered model as consumers load it: raw images or texts in, labels and probabilities (or values) out.
+"""The registered model as consumers load it: raw images, recordings or texts in, labels or values out.
 
 MLflow stores this file with every version ("models from code") and runs it in the consumer's process, where this
 project is not installed. So it imports only mlflow, numpy, pandas and tensorflow (and tensorflow_text for texts);
@@ -16,10 +16,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 BATCH_ROWS = 64
+EXPECTED = {"image": "the bytes of an image file", "audio": "the bytes of a WAV file", "text": "a string"}
+READABLE = {
+    "image": "an image that can be read ({}). Whole JPEG, PNG, GIF and BMP files are, as they are on disk.",
+    "audio": "a recording that can be read ({}). Whole WAV files are, as they are on disk, of any sampling rate and "
+    "number of channels, in PCM of 8, 16, 24 or 32 bits or floating point; convert FLAC, MP3 and others to WAV.",
+}
 
 
 class RawInputModel(mlflow.pyfunc.PythonModel):
-    """Answers rows of the column `image` (bytes of a JPEG, PNG, GIF or BMP file) or `text` (a string)."""
+    """Answers rows of the column `image` (JPEG, PNG, GIF or BMP), `audio` (WAV), both as bytes of a file, or `text`."""
 
     def load_context(self, context: Any) -> None:
         """Load the exported TensorFlow model and its labels."""
@@ -40,7 +46,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
 
         Args:
             context: Unused; MLflow passes it.
-            model_input: One column, `image` or `text`; MLflow has checked it against the signature.
+            model_input: One column, `image`, `audio` or `text`; MLflow has checked it against the signature.
             params: Unused; MLflow passes it.
 
         Returns:
@@ -51,8 +57,8 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             several targets a column for each, named like it.
 
         Raises:
-            MlflowException: If a row is empty, of another type, or an image that TensorFlow cannot decode; the message
-                names the row. MLflow's model server answers it with status 400.
+            MlflowException: If a row is empty, of another type, or an image or recording that cannot be decoded; the
+                message names the row. MLflow's model server answers it with status 400.
         """
         values = [self._checked(row, value) for row, value in enumerate(_rows(model_input[self.kind]))]
         answers = np.empty((len(values), len(self.labels)), np.float32)
@@ -79,15 +85,14 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         }
 
     def _checked(self, row: int, value: Any) -> bytes | str:
-        if self.kind == "image" and isinstance(value, bytes | bytearray | memoryview) and len(value):
+        if self.kind != "text" and isinstance(value, bytes | bytearray | memoryview) and len(value):
             return bytes(value)
         if self.kind == "text" and isinstance(value, str):
             return value
-        expected = "the bytes of an image file" if self.kind == "image" else "a string"
         is_bytes = isinstance(value, bytes | bytearray)
         received = f"{len(value)} bytes" if is_bytes else f"{type(value).__name__} {value!r:.60}"
         raise MlflowException.invalid_parameter_value(
-            f"row {row} of column `{self.kind}` must be {expected}, got {received}"
+            f"row {row} of column `{self.kind}` must be {EXPECTED[self.kind]}, got {received}"
         )
 
     def _answer(self, batch: list[bytes | str], start: int) -> np.ndarray:
@@ -96,10 +101,10 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         try:
             return np.asarray(self.exported.serve(self.tf.constant(batch, self.tf.string))[answered])
         except self.tf.errors.InvalidArgumentError as error:
-            if self.kind == "image" and len(batch) == 1:
+            if self.kind != "text" and len(batch) == 1:
+                received = f"{len(batch[0])} bytes, beginning {batch[0][:8]!r}"
                 raise MlflowException.invalid_parameter_value(
-                    f"row {start} of column `image` is not an image that can be read ({len(batch[0])} bytes, beginning "
-                    f"{batch[0][:8]!r}). Whole JPEG, PNG, GIF and BMP files are, as they are on disk."
+                    f"row {start} of column `{self.kind}` is not {READABLE[self.kind].format(received)}"
                 ) from error
             if len(batch) == 1:
                 raise

@@ -2,13 +2,13 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from regraft.data import images
+from regraft.data import audio, images
 from regraft.errors import DataError, RegistryError
 from regraft.paths import Paths
 from regraft.registry import tracking
@@ -23,7 +23,8 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
         paths: The project whose registry is asked.
         settings: Its settings.
         reference: `NAME` (the champion), `NAME@ALIAS` or `NAME/VERSION`.
-        inputs: For a model of images, paths of image files of any format that Pillow reads. For a model of texts, the
+        inputs: For a model of images, paths of image files of any format that Pillow reads. For a model of recordings,
+            paths of audio files of any format that libsndfile reads. For a model of texts, the
             texts; one that is the path of a `.txt` file stands for the content of that file.
 
     Returns:
@@ -32,7 +33,7 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
 
     Raises:
         RegistryError: If there is no such model, or its files are gone.
-        DataError: If a file is missing or no readable image.
+        DataError: If a file is missing or no readable image or recording.
         ResourceError: If MLflow does not answer.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -59,11 +60,16 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
             ) from error
         model = mlflow.pyfunc.load_model(folder)
         columns = model.metadata.get_input_schema().input_names()
-        if columns not in (["image"], ["text"]):
+        readers: dict[str, Callable[[str], bytes | str]] = {
+            "image": _read_image,
+            "audio": _read_audio,
+            "text": _read_text,
+        }
+        if len(columns) != 1 or columns[0] not in readers:
             raise RegistryError(
-                f"{name} version {number} takes {columns}; only models of images or texts can be asked."
+                f"{name} version {number} takes {columns}; only models of images, recordings or texts can be asked."
             )
-        read = _read_image if columns == ["image"] else _read_text
+        read = readers[columns[0]]
         answers = model.predict(pd.DataFrame({columns[0]: [read(given) for given in inputs]}))
     return [
         {"input": given, **{str(column): _plain(cell) for column, cell in answer.items()}}
@@ -90,6 +96,19 @@ def _read_image(given: str) -> bytes:
         return content if images.inspect(content).suits_tensorflow else images.to_png(content)
     except images.UnreadableImage as error:
         raise DataError(f"{given} {error}.") from None
+
+
+def _read_audio(given: str) -> bytes:
+    """Return the bytes of an audio file, as a WAV file of one channel in 16-bit PCM unless it is one."""
+    try:
+        content = Path(given).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"{given} cannot be read: {error.strerror}. This model answers audio files.") from None
+    try:
+        recording = audio.decode(content)
+    except audio.UnreadableAudio as error:
+        raise DataError(f"{given} {error}.") from None
+    return content if recording.is_plain else recording.to_wav()
 
 
 def _read_text(given: str) -> str:

@@ -217,8 +217,8 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Map, Schema
 
-    is_image = release.kind == "image"
-    given = ColSpec(DataType.binary if is_image else DataType.string, release.kind)
+    is_text = release.kind == "text"
+    given = ColSpec(DataType.string if is_text else DataType.binary, release.kind)
     probabilities = ColSpec(Map(DataType.double), "probabilities")
     if release.task == "regression":
         names = release.answers.names if len(release.answers.names) > 1 else ("value",)
@@ -227,7 +227,8 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
         answered = [ColSpec(Array(DataType.string), "labels"), probabilities]
     else:
         answered = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), probabilities]
-    raw = (release.paths.serving / f"input_example.{'bin' if is_image else 'txt'}").read_bytes()
+    suffix = {"image": "bin", "text": "txt", "audio": "wav"}[release.kind]
+    raw = (release.paths.serving / f"input_example.{suffix}").read_bytes()
     mlflow.pyfunc.save_model(
         path=str(folder),
         mlflow_model=Model(
@@ -239,7 +240,7 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
         python_model=str(CONSUMER_MODEL),
         artifacts={"serving": str(release.paths.serving)},
         signature=ModelSignature(inputs=Schema([given]), outputs=Schema(answered)),
-        input_example=pd.DataFrame({release.kind: [raw if is_image else raw.decode("utf-8")]}),
+        input_example=pd.DataFrame({release.kind: [raw.decode("utf-8") if is_text else raw]}),
         pip_requirements=_requirements(release.kind),
     )
 

@@ -51,7 +51,7 @@ class Release:
 
     @property
     def kind(self) -> str:
-        """What the model takes: "image" or "text"."""
+        """What the model takes: "image", "text" or "audio"."""
         return str(self.reports["data"]["kind"])
 
     @property

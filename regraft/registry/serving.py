@@ -1,4 +1,4 @@
-"""The exported model: a TensorFlow SavedModel from raw input (encoded images, or strings) to probabilities or values.
+"""The exported model: a TensorFlow SavedModel from raw input (images, WAV files or strings) to probabilities or values.
 
 Everything between a file and an answer is inside the graph, so a consumer needs `tensorflow` (for text also
 `tensorflow_text`) and none of this project:
@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
+from regraft.data.waveform import ENCODINGS, decode_wav
 from regraft.errors import DataError, RegistryError
 from regraft.files import read_json, write_json
 from regraft.measures import task_of
@@ -31,7 +32,11 @@ LABELS = "labels.json"
 # What an answer is called, and how it follows from the model's outputs.
 ANSWERS = {CLASSIFICATION: "probabilities", MULTILABEL: "probabilities", REGRESSION: "values"}
 LINKS = {CLASSIFICATION: tf.nn.softmax, MULTILABEL: tf.nn.sigmoid, REGRESSION: tf.identity}
-INPUT_EXAMPLES = {"image": "input_example.bin", "text": "input_example.txt"}
+INPUT_EXAMPLES = {"image": "input_example.bin", "text": "input_example.txt", "audio": "input_example.wav"}
+_UNREADABLE = {
+    "image": "an image that TensorFlow can decode: PNG, JPEG, GIF and BMP are",
+    "audio": f"a WAV file that can be decoded: {ENCODINGS} is",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ServedModel:
     """An exported model read back from disk, used the way a consumer uses it.
 
     Attributes:
-        kind: "image" or "text".
+        kind: "image", "text" or "audio".
         labels: Class names; column i of the probabilities is class i. For other tasks the names of labels or targets.
         loaded: What `tf.saved_model.load` returned.
         task: "classification", "multilabel" or "regression".
@@ -54,10 +59,11 @@ class ServedModel:
         """Return the probability of each class or label, or real values in their own units: float32, (inputs, K).
 
         Args:
-            inputs: Encoded images (PNG, JPEG, GIF or BMP) or texts; one call of the graph whatever their number.
+            inputs: Encoded images (PNG, JPEG, GIF or BMP), WAV files or texts; one call of the graph whatever their
+                number.
 
         Raises:
-            DataError: If an image cannot be decoded; the message names its position.
+            DataError: If an image or a recording cannot be decoded; the message names its position.
         """
         if not inputs:
             return np.zeros((0, len(self.labels)), np.float32)
@@ -68,8 +74,8 @@ class ServedModel:
             if row is None:
                 raise
             raise DataError(
-                f"Input {row} of {len(inputs)} (counted from 0, {len(inputs[row])} bytes) is not an image that "
-                "TensorFlow can decode: PNG, JPEG, GIF and BMP are. Convert it, or leave it out."
+                f"Input {row} of {len(inputs)} (counted from 0, {len(inputs[row])} bytes) is not "
+                f"{_UNREADABLE[self.kind]}. Convert it, or leave it out."
             ) from error
 
     def probabilities(self, inputs: Sequence[bytes | str]) -> np.ndarray:
@@ -77,11 +83,14 @@ class ServedModel:
         return self.answers(inputs)
 
     def _first_unreadable(self, inputs: Sequence[bytes | str]) -> int | None:
-        """Return the position of the first image that does not decode; None if all do."""
-        if self.kind == "image":
+        """Return the position of the first image or recording that does not decode; None if all do."""
+        if self.kind != "text":
             for row, encoded in enumerate(inputs):
                 try:
-                    tf.io.decode_image(encoded, channels=3, expand_animations=False)
+                    if self.kind == "audio":
+                        decode_wav(tf.constant(encoded))
+                    else:
+                        tf.io.decode_image(encoded, channels=3, expand_animations=False)
                 except tf.errors.InvalidArgumentError:
                     return row
         return None
@@ -90,8 +99,8 @@ class ServedModel:
 def export_saved_model(classifier: "Classifier", directory: Path, *, example: bytes | str) -> None:
     """Write `classifier` with its preprocessing as a SavedModel that takes raw input.
 
-    The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images or texts, to
-    {"probabilities": float32 (B, K)}, for regression {"values": float32 (B, K)}, for any B >= 1. Written with
+    The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images, WAV files or
+    texts, to {"probabilities": float32 (B, K)}, for regression {"values": float32 (B, K)}, for any B >= 1. Written with
     `tf.saved_model.save` rather than `keras.export.ExportArchive`, which lists variables in the order of a set and so
     gives other bytes each time.
 
@@ -107,7 +116,7 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
         outputs = tf.cast(model(prepared, training=False), tf.float32)
         return {ANSWERS[classifier.task]: LINKS[classifier.task](outputs)}
 
-    if kind == "image":
+    if kind != "text":
         pixels = tf.TensorSpec(model.input_shape[1:], tf.float32)
 
         def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -131,7 +140,8 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     write_json(directory / LABELS, {"kind": kind, "labels": list(classifier.labels), "task": classifier.task})
     raw = example.encode() if isinstance(example, str) else example
     (directory / INPUT_EXAMPLES[kind]).write_bytes(raw)
-    log.info("exported the model for %s with %d outputs, taking raw %ss", classifier.task, len(classifier.labels), kind)
+    taken = {"image": "images", "text": "texts", "audio": "WAV files"}[kind]
+    log.info("exported the model for %s with %d outputs, taking raw %s", classifier.task, len(classifier.labels), taken)
 
 
 def load_served(directory: Path) -> ServedModel:
@@ -158,7 +168,7 @@ def largest_difference(classifier: "Classifier", served: ServedModel, inputs: Se
     raw = tf.constant(list(inputs), tf.string)
     extractor = classifier.extractor
     prepare = tf.function(extractor.prepare, autograph=False)  # outside a graph a tokenizer returns lists
-    prepared = tf.stack([prepare(one) for one in raw]) if extractor.kind == "image" else prepare(raw)
+    prepared = tf.stack([prepare(one) for one in raw]) if extractor.kind != "text" else prepare(raw)
     outputs = tf.cast(classifier.model.predict_on_batch(prepared), tf.float32)
     return float(np.abs(LINKS[classifier.task](outputs).numpy() - served.answers(inputs)).max())
 

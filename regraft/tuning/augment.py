@@ -1,4 +1,4 @@
-"""Random changes of training images that keep their label: a pure function of image and seed."""
+"""Random changes of training images and sounds that keep their label: pure functions of picture and seed."""
 
 import math
 from collections.abc import Callable
@@ -12,6 +12,10 @@ STRETCH = 0.06  # of width against height, natural logarithm
 SHIFT = 0.08  # of the side
 BRIGHTNESS = 0.10  # of the range of values
 CONTRAST = 0.20
+# Of pictures of sound. Wider masks hide a short word altogether.
+SOUND_SHIFT = 0.10  # of the time a picture shows, either way
+MASKS = 2  # of each direction
+WIDEST_MASK = 0.15  # of the side
 
 
 def augmentation(*, flip: bool) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
@@ -43,6 +47,40 @@ def augment_image(image: tf.Tensor, seed: tf.Tensor, *, flip: bool) -> tf.Tensor
     mean = tf.reduce_mean(moved)
     lit = (moved - mean) * (1.0 + contrast * CONTRAST) + mean + brighter * BRIGHTNESS * 255.0
     return tf.clip_by_value(lit, 0.0, 255.0)
+
+
+def augment_spectrogram(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Return `picture` a little earlier or later, with bands of time and of pitch hidden; never mirrored or turned.
+
+    What comes in from outside and what is hidden is black, which stands for silence.
+
+    Args:
+        picture: float32, shape (..., pitch, time, 3), values in [0, 255]; leading axes share the change.
+        seed: Integers, shape (2,); equal seeds give equal pictures.
+
+    Source: masks from Park et al., SpecAugment, 2019 (arXiv:1904.08779).
+    """
+    draws = tf.random.stateless_uniform((1 + 4 * MASKS,), seed)
+    pitches, times = tf.shape(picture)[-3], tf.shape(picture)[-2]
+    shift = tf.cast(tf.round((2.0 * draws[0] - 1.0) * SOUND_SHIFT * tf.cast(times, tf.float32)), tf.int32)
+    place = tf.range(times)
+    comes_from_inside = (place >= shift) & (place < times + shift)
+    moved = tf.where(comes_from_inside[:, None], tf.roll(picture, shift, axis=-2), 0.0)
+    for number in range(MASKS):
+        first = 1 + 4 * number
+        hidden_pitch = _band(pitches, draws[first], draws[first + 1])[:, None, None]
+        hidden_time = _band(times, draws[first + 2], draws[first + 3])[:, None]
+        moved = tf.where(hidden_pitch | hidden_time, 0.0, moved)
+    return moved
+
+
+def _band(size: tf.Tensor, width: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Return which of `size` positions lie in a band, bool; `width` and `place` are drawn from [0, 1)."""
+    total = tf.cast(size, tf.float32)
+    length = tf.round(width * WIDEST_MASK * total)
+    start = tf.round(place * (total - length))
+    positions = tf.range(total)
+    return (positions >= start) & (positions < start + length)
 
 
 def _affine(

@@ -13,7 +13,7 @@ Rows = NDArray[np.int64]
 # Texts are sorted by length within runs of this many batches: batches of like lengths waste little on padding,
 # while which texts meet in a run is still random.
 BATCHES_SORTED_TOGETHER = 16
-ROWS_READ_AT_ONCE = 64
+ROWS_READ_AT_ONCE = {"image": 64, "audio": 8}  # recordings can be long; texts are read by the batch
 
 
 class Source(Protocol):
@@ -33,9 +33,9 @@ class Batches:
     """Makes batches of some rows of a split, ready for a model.
 
     Attributes:
-        source: Encoded images or texts, and their labels.
+        source: Encoded images, recordings or texts, and their labels.
         rows: The rows to use, int64, shape (N,).
-        prepare: `Extractor.prepare`: one encoded image, or a batch of texts, to what the model takes.
+        prepare: `Extractor.prepare`: one encoded image or recording, or a batch of texts, to what the model takes.
         batch_size: Rows in a batch; the last one of an evaluation may be smaller.
         seed: Decides order and augmentation, together with the epoch.
         augment: Maps (image, seed of shape (2,)) to an image in training batches; None leaves them alone.
@@ -76,7 +76,7 @@ class Batches:
         return self._batches(self.rows, epoch=0)
 
     def _batches(self, order: Rows, *, epoch: int) -> tf.data.Dataset:
-        read_at_once = ROWS_READ_AT_ONCE if self.source.kind == "image" else self.batch_size
+        read_at_once = ROWS_READ_AT_ONCE.get(self.source.kind, self.batch_size)
 
         labels = self.source.labels
 
@@ -93,7 +93,7 @@ class Batches:
                 tf.TensorSpec((None,), tf.int64),
             ),
         )
-        if self.source.kind != "image":
+        if self.source.kind == "text":
             return rows_of_tensors.map(
                 lambda contents, labels, rows: (self.prepare(contents), labels),
                 num_parallel_calls=2,

@@ -1,6 +1,6 @@
 """A model on disk and in memory: a backbone, a head, the labels, and the probe it is compared with."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,7 @@ def save_classifier(directory: Path, classifier: Classifier) -> None:
     """Write weights, card and probe into the existing folder `directory`; the same classifier gives the same bytes."""
     classifier.model.save_weights(directory / _WEIGHTS)
     size, tokens = classifier.extractor.image_size_px, classifier.extractor.max_tokens
+    view = classifier.extractor.view
     write_json(
         directory / _CARD,
         {
@@ -80,6 +81,7 @@ def save_classifier(directory: Path, classifier: Classifier) -> None:
             "backbone": classifier.extractor.card.name,
             "image_size_px": size,
             "max_tokens": tokens,
+            "view": view and asdict(view),
             "feature_size": int(classifier.kernel.shape[0]),
             "labels": list(classifier.labels),
             "shipped": classifier.shipped,
@@ -96,6 +98,7 @@ def load_classifier(directory: Path, backbones: Path) -> Classifier:
         TrainingError: If `directory` holds no model.
     """
     from regraft.backbones.extractor import build_extractor
+    from regraft.backbones.spectrogram import as_view
 
     if not (directory / _CARD).exists():
         raise TrainingError(
@@ -104,7 +107,12 @@ def load_classifier(directory: Path, backbones: Path) -> Classifier:
     card = read_json(directory / _CARD)
     with np.load(directory / _PROBE, allow_pickle=False) as probe:
         kernel, bias = probe["kernel"], probe["bias"]
-    extractor = build_extractor(backbones, image_size_px=card["image_size_px"], max_tokens=card["max_tokens"])
+    extractor = build_extractor(
+        backbones,
+        image_size_px=card["image_size_px"],
+        max_tokens=card["max_tokens"],
+        view=as_view(card.get("view")),
+    )
     model = graft(extractor.model, kernel, bias)
     model.load_weights(directory / _WEIGHTS)
     return Classifier(extractor, model, tuple(card["labels"]), kernel, bias, card["shipped"], card["task"])

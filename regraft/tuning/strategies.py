@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from regraft.errors import Diverged, TrainingError
 from regraft.files import read_json, write_json
 from regraft.progress import Progress
-from regraft.tuning.augment import augmentation
+from regraft.tuning.augment import augment_spectrogram, augmentation
 from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.classifier import set_head
 from regraft.tuning.loop import Checkpoint, History, Plan, State, Trainer, train
@@ -59,7 +59,7 @@ class Data:
     """Training and validation examples with the frozen backbone's features of each.
 
     Attributes:
-        train: Encoded images or texts, and labels.
+        train: Encoded images, recordings or texts, and labels.
         validation: The same of the validation split.
         train_features: float32, shape (N, D), in row order.
         validation_features: float32, shape (M, D), in row order.
@@ -86,7 +86,7 @@ class Recipe:
         batch_size: Examples a step.
         learning_rate: Peak rate, or "auto".
         patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
-        augment: Whether training images are varied.
+        augment: Whether training images and recordings are varied.
         seed: Decides order, augmentation and dropout.
     """
 
@@ -147,7 +147,8 @@ def lp_ft(
     flip = _Flip(False, None)
     if recipe.augment and data.train.kind == "image":
         flip = flip_is_safe(backbone, data, recipe)
-    vary = augmentation(flip=flip.safe) if recipe.augment and data.train.kind == "image" else None
+    ways = {"image": augmentation(flip=flip.safe), "audio": augment_spectrogram}
+    vary = ways.get(data.train.kind) if recipe.augment else None
     is_text = data.train.kind == "text"
     train_lengths = text_lengths(data.train) if is_text else None
     validation_lengths = text_lengths(data.validation) if is_text else None
@@ -191,7 +192,7 @@ def lp_ft(
     steps = everything.steps_per_epoch
     plan = _plan(recipe.epochs, steps, rate, recipe.patience_epochs)
     per_epoch = min(len(everything.rows), steps * recipe.batch_size)
-    noun = "texts" if is_text else "images"
+    noun = {"text": "texts", "image": "images"}.get(data.train.kind, "recordings")
     progress = Progress(log, "fine-tuning", recipe.epochs * per_epoch, noun)
     history = train(
         trainer,

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from regraft.data import audio_copies, image_copies, text_copies
+from regraft.data.audio import decode
 from regraft.data.audit import Copies, Member, audit, find_copies
 from regraft.data.overlaps import known_overlap
+from tests.sounds import recorded
 
 
 def picture(seed, size=(96, 80)):
@@ -62,6 +64,18 @@ def test_the_same_pixels_in_another_file_are_an_exact_copy():
     copies = find_copies("image", [*PICTURES, again])
     assert copies.contents == [*range(24), 3]
     assert copies.near == []
+
+
+def test_the_same_samples_in_another_file_are_an_exact_copy_and_louder_ones_a_near_copy(tmp_path):
+    sounds = [np.random.default_rng(seed).normal(0, 0.05, 8000) for seed in range(8)]
+    files = [recorded(sound, 16000) for sound in sounds]
+    again = tmp_path / "again.flac"
+    samples = np.round(32768 * decode(files[3]).samples).astype(np.int16)
+    again.write_bytes(recorded(samples, 16000, form="FLAC"))
+    copies = find_copies("audio", [*files, again, recorded(2.0 * sounds[5], 16000), recorded(sounds[6], 8000)])
+    assert copies.contents == [*range(8), 3, 8, 9]
+    assert copies.near == [(5, 8)]
+    assert find_copies("audio", [*files, again], near=False) == Copies([*range(8), 3], [])
 
 
 def test_pictures_of_one_colour_are_near_copies_of_nothing():

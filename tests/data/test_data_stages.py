@@ -18,6 +18,7 @@ from regraft.files import read_json
 from regraft.paths import Paths
 from regraft.settings import DownloadSettings, PreprocessSettings
 from tasks.preprocess import sort_labels
+from tests.sounds import record_tones
 
 
 def pictures(folder, classes=("cat", "dog"), count=20):
@@ -251,6 +252,19 @@ def test_the_audit_of_a_source_and_of_what_was_prepared_from_it_agree(paths, tmp
     assert before.as_json() == {"exact": LEAKS, "near": [], "conflicts": LEAKS[1:], "across_splits": 2}
     run(paths, source)
     assert audit_project_of(paths, source).as_json() == before.as_json()
+
+
+def test_copies_of_recordings_are_found_in_the_source_and_in_what_was_prepared_from_it(paths, tmp_path):
+    source = tmp_path / "tones"
+    record_tones(source, per_class=12)
+    shutil.copyfile(source / "low" / "01.wav", source / "low" / "again.wav")
+    shutil.copyfile(source / "high" / "02.wav", source / "low" / "other.wav")
+    pairs = [["high/02.wav", "low/other.wav"], ["low/01.wav", "low/again.wav"]]
+    before = audit_project_of(paths, f"folder:{source}").as_json()
+    run(paths, f"folder:{source}")
+    after = audit_project_of(paths, "folder:unused").as_json()
+    for found in (before, after):
+        assert (found["exact"], found["conflicts"], found["across_splits"]) == (pairs, pairs[:1], 0)
 
 
 def test_the_audit_of_a_table_names_lines(paths, tmp_path):

@@ -9,6 +9,9 @@ from PIL import Image
 from regraft.data.drift import compare, label_drift, numeric_drift, read_version
 from regraft.data.records import Example, write_prepared
 from regraft.errors import DataError
+from tests.sounds import recorded
+
+SQUARE = np.where(np.arange(2100) % 40 < 20, 1.0, -1.0)
 
 
 def text(identity, label="a", words="some words", name=None):
@@ -105,3 +108,23 @@ def test_higher_values_are_drift_and_a_corrected_value_is_a_relabelled_example(t
     assert report["relabelled"][0] == {"name": "t.csv:0", "before": "0", "after": "40"}
     row = report["drift"][0]
     assert (row["what"], row["drifted"], row["before"], row["after"]) == ("score", True, 49.5, 89.5)
+
+
+def test_quieter_recordings_are_drift(tmp_path):
+    def recordings(folder, loudness):
+        examples = [
+            Example(f"{loudness}-{n:02d}", f"{n}.wav", "ab"[n % 2], recorded(loudness * SQUARE[: 2000 + n], 8000))
+            for n in range(60)
+        ]
+        return written(folder, {"train": examples}, "audio")
+
+    report = compare(recordings(tmp_path / "a", 0.5), recordings(tmp_path / "b", 0.05))
+    loudness = drift_of(report, "loudness")
+    assert (loudness["drifted"], loudness["size"]) == (True, -1.0)
+    assert loudness["before"] == pytest.approx(-6.02, abs=0.01)
+    assert loudness["after"] == pytest.approx(-26.02, abs=0.01)
+    assert not drift_of(report, "length in seconds")["drifted"]
+    assert drift_of(report, "length in seconds")["before"] == pytest.approx(2029.5 / 8000)
+    assert drift_of(report, "sampling rate")["after"] == 8000
+    silent = written(tmp_path / "c", {"train": [Example("1", "1.wav", "a", recorded(0 * SQUARE, 8000))]}, "audio")
+    assert silent.measures["loudness (root mean square, dB of full scale)"] == pytest.approx(-90.3, abs=0.01)

@@ -1,10 +1,10 @@
-"""Random changes of training images."""
+"""Random changes of training images and sounds."""
 
 import numpy as np
 import tensorflow as tf
 
 from regraft.tuning import augment
-from regraft.tuning.augment import augment_image
+from regraft.tuning.augment import augment_image, augment_spectrogram
 
 
 def picture(side=32):
@@ -60,3 +60,47 @@ def test_with_all_limits_at_zero_the_image_is_left_alone(monkeypatch):
     for name in ("ROTATION", "ZOOM", "STRETCH", "SHIFT", "BRIGHTNESS", "CONTRAST"):
         monkeypatch.setattr(augment, name, 0.0)
     np.testing.assert_allclose(augment_image(picture(), tf.constant([1, 2]), flip=False), picture(), atol=1e-3)
+
+
+def sound(side=32):
+    """A bright sweep from the lower left to the upper right corner, on grey."""
+    pixels = np.full((side, side, 3), 90.0, np.float32)
+    for column in range(side):
+        pixels[side - 1 - column, column] = 240.0
+    return tf.constant(pixels)
+
+
+def varied_sounds(count):
+    return [augment_spectrogram(sound(), tf.constant([5, number])).numpy() for number in range(count)]
+
+
+def test_sounds_are_masked_and_shifted_and_never_mirrored_or_moved_in_pitch():
+    seen_shifts = set()
+    for picture in varied_sounds(40):
+        assert picture.shape == (32, 32, 3)
+        assert (picture[..., 0] == picture[..., 2]).all()
+        rows, columns = np.nonzero(picture[..., 0] == 240.0)
+        assert len(rows) > 8  # masks of 15% leave most of it
+        (shift,) = set(columns - (31 - rows))  # all of it moved in time by the same amount
+        assert abs(shift) <= round(0.10 * 32)
+        seen_shifts.add(shift)
+    assert len(seen_shifts) > 3
+
+
+def test_what_comes_in_from_outside_is_silence_and_masks_hide_whole_bands(monkeypatch):
+    monkeypatch.setattr(augment, "MASKS", 0)
+    edges = [picture[:, [0, -1], 0].min(axis=0) for picture in varied_sounds(20)]
+    assert {tuple(edge) for edge in edges} == {(0.0, 90.0), (90.0, 0.0), (90.0, 90.0)}
+    monkeypatch.undo()
+    monkeypatch.setattr(augment, "SOUND_SHIFT", 0.0)
+    hidden = [(picture != sound().numpy())[..., 0] for picture in varied_sounds(20)]
+    assert any(mask.all(axis=0).any() for mask in hidden)
+    assert any(mask.all(axis=1).any() for mask in hidden)
+
+
+def test_equal_seeds_give_equal_sounds_and_windows_share_the_change():
+    first, second = (augment_spectrogram(sound(), tf.constant([1, 2])).numpy() for _ in range(2))
+    assert (first == second).all()
+    both = augment_spectrogram(tf.stack([sound(), sound()]), tf.constant([1, 2])).numpy()
+    np.testing.assert_allclose(both[0], first, atol=1e-4)
+    np.testing.assert_allclose(both[1], first, atol=1e-4)
