@@ -156,10 +156,11 @@ def test_features_of_several_windows_are_the_mean_of_each_windows_own(backbones)
 
 
 class Recordings:
-    ids = ("one", "two", "three")
+    def __init__(self):
+        self.ids = ["one", "two", "three"]
 
-    def inputs(self, rows):
-        return [(LONG, SHORT, LONG)[row] for row in rows]
+    def inputs(self, indices):
+        return [(LONG, SHORT, LONG)[row] for row in indices]
 
 
 @pytest.mark.parametrize("windows", [1, 2])
