@@ -121,7 +121,7 @@ def predict(served: ServedModel, split: Split) -> np.ndarray:
     if split.kind == "text":
         order.sort(key=lambda row: len(split.inputs([row])[0]))
     answers = np.empty((len(split), len(split.class_names)), np.float32)
-    progress = Progress(log, "testing", len(split), "recordings" if split.kind == "audio" else f"{split.kind}s")
+    progress = Progress(log, "testing", len(split), "examples")
     for start in range(0, len(split), BATCH_SIZE):
         rows = order[start : start + BATCH_SIZE]
         answers[rows] = served.answers(split.inputs(rows))

@@ -174,8 +174,8 @@ class Recordings:
     def __init__(self):
         self.ids = ["one", "two", "three"]
 
-    def inputs(self, rows):
-        return [(LONG, SHORT, LONG)[row] for row in rows]
+    def inputs(self, indices):
+        return [(LONG, SHORT, LONG)[row] for row in indices]
 
 
 @pytest.mark.parametrize("windows", [1, 2])
