@@ -204,8 +204,8 @@ def growth(plot: Path, *, texts_only: bool) -> None:
                 wall_s, seconds, peak_mb, found = pool.apply(_measure, (kind, size))
             rows.setdefault(kind, []).append((size, seconds, peak_mb))
             print(
-                f"{kind} {size:>9,}: {wall_s:8.1f} s wall, {seconds:8.1f} s of processors, peak {peak_mb:7.0f} MB, "
-                f"{found} near pairs",
+                f"{kind} {size:>9,}: {seconds:8.1f} s of processors, {wall_s:8.1f} s in all, "
+                f"peak {peak_mb:7.0f} MB, {found} near pairs",
                 flush=True,
             )
         counts, times = (np.log([row[place] for row in rows[kind]]) for place in (0, 1))

@@ -42,7 +42,9 @@ _CROPS = (
 )
 # Calibrated on photos with planted copies (benchmarks/audit.py): how much difference alignment may leave, as a share of
 # the variance and of the mean squared gradient, at each of four stages.
-_GLANCE, _COARSE, _GREY_FINE, _FINE = (0.6, 9.0), (0.25, 9.0), (9.0, 0.1), (9.0, 0.035)
+_GLANCE, _COARSE, _GREY_FINE, _FINE = (0.6, 9.0), (0.25, 9.0), (9.0, 0.1), (9.0, 0.15)
+# Little must be left of colour and grey together; or less of grey alone, for JPEG coarsens colour in small pictures.
+_COLOUR, _GREY_ALONE = 0.035, 0.015
 
 _MOST_STRETCH, _MOST_GAIN = 0.07, 0.22  # logarithms of ratios: a crop of 5% along one side, light changed by a fifth
 
@@ -143,6 +145,7 @@ def _agree(parts: Pixels, wholes: Pixels, starts: NDArray[np.float64]) -> NDArra
     small = tuple(_halve(pixels) for pixels in grey)
     # From cheap to dear, each stage goes on with the pairs and the places that the one before has left.
     left = np.arange(len(parts))
+    roughness = np.full(len(parts), np.inf)
     fit = _Fit.at(starts)
     for (one, other), steps, limits in (
         (small, 2, _GLANCE),
@@ -155,9 +158,12 @@ def _agree(parts: Pixels, wholes: Pixels, starts: NDArray[np.float64]) -> NDArra
         left, fit = left[good], fit.of(np.flatnonzero(good))
         if not len(left):
             break
+        if one is grey[0]:
+            roughness[left] = fit.roughness
     agree = np.zeros(len(parts), bool)
     stretch = np.abs(np.log(fit.place[:, 0] / fit.place[:, 2]))
-    agree[left] = (stretch < _MOST_STRETCH) & (np.abs(np.log(fit.gain)) < _MOST_GAIN)
+    is_same = (fit.roughness < _COLOUR) | (roughness[left] < _GREY_ALONE)
+    agree[left] = is_same & (stretch < _MOST_STRETCH) & (np.abs(np.log(fit.gain)) < _MOST_GAIN)
     return agree
 
 

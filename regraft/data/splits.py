@@ -40,7 +40,7 @@ def complete(
 def group(
     ids: Iterable[str], copies: Iterable[tuple[str, str]], keys: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return a group key for each id that must share its split with another: a copy, or one with the same key.
+    """Return a group key for each of `ids` that must share its split with another: a copy, or one with the same key.
 
     A group that has `keys` (a speaker, a patient) goes by the smallest of them, any other by its smallest id. So adding
     examples moves none of a group with a key, and none without copies. Where a new copy joins a group, two groups
@@ -48,42 +48,36 @@ def group(
     split anyway. Nothing but the data at hand decides, not the order in which it came.
 
     Args:
-        ids: All ids; copies by the byte share one.
-        copies: Pairs of ids that are copies of each other; pairs with an id that is not among `ids` do not count.
+        ids: The ids to group; copies by the byte share one.
+        copies: Pairs of ids that are copies of each other. An id that is not among `ids` (of another split) links those
+            it is a copy of, and no group goes by it.
         keys: What else ids may have in common, by id.
     """
-    keys = keys or {}
-    parent = {identity: identity for identity in ids}
+    own, keys = dict.fromkeys(ids), keys or {}
+    parent = {identity: identity for identity in own}
 
     def root(identity: str) -> str:
+        parent.setdefault(identity, identity)
         while parent[identity] != identity:
             parent[identity] = parent[parent[identity]]
             identity = parent[identity]
         return identity
 
-    def join(one: str, other: str) -> None:
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-
     for one, other in copies:
-        if one in parent and other in parent:
-            join(one, other)
+        parent[root(one)] = root(other)
     first_with: dict[str, str] = {}
-    for identity in parent:
+    for identity in own:
         if identity in keys:
-            join(identity, first_with.setdefault(keys[identity], identity))
-    key_of: dict[str, str] = {}
-    sizes: dict[str, int] = {}
-    for identity in parent:
-        top = root(identity)
-        sizes[top] = sizes.get(top, 0) + 1
-        if identity in keys:
-            key_of[top] = min(f"key {keys[identity]}", key_of.get(top, f"key {keys[identity]}"))
-    return {
-        identity: key_of.get(top, top)
-        for identity, top in ((identity, root(identity)) for identity in parent)
-        if top in key_of or sizes[top] > 1
-    }
+            parent[root(identity)] = root(first_with.setdefault(keys[identity], identity))
+    members: dict[str, list[str]] = {}
+    for identity in own:
+        members.setdefault(root(identity), []).append(identity)
+    groups: dict[str, str] = {}
+    for held in members.values():
+        named = [f"key {keys[identity]}" for identity in held if identity in keys]
+        if named or len(held) > 1:
+            groups |= dict.fromkeys(held, min(named or held))
+    return groups
 
 
 def assign(

@@ -142,6 +142,7 @@ def test_examples_of_one_key_stay_together_and_new_ones_move_none_of_them():
 
 
 def test_groups_are_what_copies_and_keys_connect():
-    # a-b by copy, b and c by key, d-e by copy, f alone; the pair with x counts for nothing.
-    groups = group("abcdef", [("b", "a"), ("e", "d"), ("f", "x")], {"b": "k2", "c": "k2"})
-    assert groups == {"a": "key k2", "b": "key k2", "c": "key k2", "d": "d", "e": "d"}
+    # a-b by copy, b and c by key, d-e by copy, g-h through a copy in another split, f alone but for such a copy.
+    pairs = [("b", "a"), ("e", "d"), ("f", "Y"), ("X", "h"), ("g", "X")]
+    groups = group("abcdefgh", pairs, {"b": "k2", "c": "k2"})
+    assert groups == {"a": "key k2", "b": "key k2", "c": "key k2", "d": "d", "e": "d", "g": "g", "h": "g"}
