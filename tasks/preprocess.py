@@ -217,7 +217,7 @@ def _kind(setting: str, raw: Path) -> str:
     if found == "text" and any("/" in name for name in files):
         raise DataError(
             f"the folder source holds no images and no recordings: found {describe_suffixes(files)}. They stand in one "
-            "folder per class; texts come from a table, with a source `csv:FILE` or `csv:DIR`."
+            "folder per class or beside a labels.csv; texts come from a table, with a source `csv:FILE` or `csv:DIR`."
         )
     if setting not in ("auto", found):
         raise DataError(

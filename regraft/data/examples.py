@@ -89,7 +89,7 @@ class _Recording:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Files with their splits and targets: those to read, those that cannot be, how many are not wanted."""
+    """Files with their splits and targets: those to read, those that have no target, how many are not wanted."""
 
     work: list[LabelledFile]
     rejects: list[Reject]
@@ -371,10 +371,8 @@ def _read_target(file: LabelledFile, reader: TargetReader) -> Target | Reject:
     try:
         return reader.read(file.targets)
     except UnusableTarget as error:
-        where = f"{error} in {file.where}"
-        return Reject(
-            file.name, where if file.where else f"is in a class folder whose name cannot be a label: it {error}"
-        )
+        in_folder = f"is in a class folder whose name cannot be a label: it {error}"
+        return Reject(file.name, f"{error} in {file.where}" if file.where else in_folder)
 
 
 def _read_image(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Image | Reject:

@@ -207,7 +207,8 @@ def guess_kind(source: Source) -> str:
     advice = (
         f"For texts in tables use `csv:{source.path if source.is_archive else source.path / tables[0]}`."
         if tables
-        else "Images and recordings stand in one folder per class; texts come from a table with `csv:FILE`."
+        else "Images and recordings stand in one folder per class or beside a labels.csv; texts come from a table with "
+        "`csv:FILE`."
     )
     raise DataError(
         f"source {source.text!r} holds no images and no recordings: found {describe_suffixes(source.names)}. {advice}"
