@@ -22,8 +22,8 @@ def picture(content: bytes, view: View = HALF_SECOND, side: int = SIDE) -> np.nd
 
 
 def decibels(shown: np.ndarray) -> np.ndarray:
-    """Loudness below the loudest moment, by (..., row, column), -60 where it is less."""
-    return 60.0 * (np.sqrt(shown.sum(axis=-1) / 255.0) - 1.0)
+    """Loudness below the loudest moment, by (..., row, column), -40 where it is less."""
+    return 40.0 * (np.sqrt(shown.sum(axis=-1) / 255.0) - 1.0)
 
 
 def band_of(frequency_hz: float, *, top_hz: float) -> int:
@@ -67,7 +67,7 @@ def test_brightness_is_the_square_of_decibels():
     quieter = np.concatenate([second[:4000], 0.1 * second[4000:]])  # 20 dB down in its second half
     shown = picture(recorded(quieter, 16000, subtype="FLOAT"))[SIDE - 1 - band_of(440.0, top_hz=8000.0)]
     assert shown[10:25].sum(axis=-1).mean() == pytest.approx(255.0, abs=5.0)
-    assert shown[40:55].sum(axis=-1).mean() == pytest.approx(255.0 * (40 / 60) ** 2, abs=5.0)
+    assert shown[40:55].sum(axis=-1).mean() == pytest.approx(255.0 * (20 / 40) ** 2, abs=5.0)
 
 
 def test_low_is_red_and_high_is_blue():
