@@ -343,9 +343,9 @@ def test_a_single_table_in_an_archive_may_have_any_name(paths, tmp_path):
 @pytest.mark.parametrize(
     ("scheme", "files", "message"),
     [
-        ("folder", {"a.txt": b"x"}, r"holds no images: found 1 \.txt"),
+        ("folder", {"a.txt": b"x"}, r"holds no images and no recordings: found 1 \.txt"),
         ("folder", {"words.csv": b"x"}, r"use `csv:.*a\.zip`"),
-        ("folder", {}, "holds no images: found no file at all"),
+        ("folder", {}, "holds no images and no recordings: found no file at all"),
         ("csv", {"a.txt": b"x"}, r"it holds 1 \.txt"),
         ("csv", {"one.csv": b"x", "two.csv": b"x"}, r"neither a single table nor a train\.csv; it holds one\.csv"),
         ("csv", {"train.csv": b"x", "train.tsv": b"x"}, "for the train split"),

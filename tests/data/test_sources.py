@@ -185,10 +185,10 @@ def test_the_kind_is_guessed_from_names(tmp_path):
     assert guess_kind(parse("csv:table.csv", tmp_path)) == "text"
 
 
-def test_a_folder_with_neither_images_nor_tables_says_what_it_holds(tmp_path):
-    for name in ("a.txt", "b.txt", "c.mp3"):
+def test_a_folder_with_neither_images_nor_recordings_nor_tables_says_what_it_holds(tmp_path):
+    for name in ("a.txt", "b.txt", "c.pdf"):
         write(tmp_path / "odd" / name)
-    with pytest.raises(DataError, match=r"found 2 \.txt, 1 \.mp3"):
+    with pytest.raises(DataError, match=r"found 2 \.txt, 1 \.pdf"):
         guess_kind(parse("folder:odd", tmp_path))
     assert describe_suffixes([]) == "no file at all"
 
