@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 
 from regraft.backbones.card import Card
+from regraft.data.overlaps import known_overlap
 from regraft.evaluation.metrics import most_frequent_confusions
 from regraft.evaluation.plots import (
     DARK,
@@ -297,6 +298,8 @@ def _warnings(facts: Facts) -> list[str]:
             "labels."
         )
     warnings += _leakage_warnings(facts.data)
+    if overlap := known_overlap(facts.download["source"], facts.backbone.source_dataset):
+        warnings.append(overlap)
     rows = _rows(facts)
     few = [name for name, row in rows.items() if row.get("examples", 10) < 10]
     one, many = ("label", "labels") if facts.task == "multilabel" else ("class", "classes")

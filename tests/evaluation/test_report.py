@@ -232,3 +232,11 @@ def test_a_thumbnail_shrinks_large_pictures_and_keeps_the_pixels_of_small_ones()
 def test_class_names_that_look_like_formulas_are_drawn_as_they_are():
     names = ["$a_$", "$_$ x", "$0-$10"]
     assert confusion_figure([[3, 1, 0], [0, 4, 0], [1, 0, 2]], names, LIGHT).startswith(b"\x89PNG")
+
+
+def test_a_target_that_the_backbone_may_have_been_trained_on_is_named():
+    facts = facts_of(LABELS, LABELS, LABELS, ["a", "b", "c"])
+    on_imagenet = replace(facts.backbone, source_dataset="ImageNet-1k")
+    dogs = replace(facts, backbone=on_imagenet, download={**facts.download, "source": "tfds:stanford_dogs"})
+    assert "It may have seen test examples already" in text_of(page_of(dogs))
+    assert "It may have seen test examples" not in text_of(page_of(replace(facts, backbone=on_imagenet)))
