@@ -306,7 +306,11 @@ def test_what_changed_after_planning_is_noticed_by_the_stage_that_reads_it(proje
 
 
 def test_an_interrupted_stage_is_no_fault_and_ends_like_any_interrupted_command(project):
-    write_graph(project, download="exec sh -c 'kill -INT $$'")
+    # As stages do: a process that was started in the background ignores the signal unless it says otherwise.
+    (project.root / "interrupt.py").write_text(
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    write_graph(project, download="exec python interrupt.py")
     plan(project)
     with pytest.raises(pipeline.StageFailed, match="was interrupted; run again") as caught:
         pipeline.run_stage(project.root, "download")
