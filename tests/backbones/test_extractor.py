@@ -37,7 +37,7 @@ def encoded(pixels: np.ndarray, file_format: str = "PNG") -> bytes:
 
 @pytest.mark.parametrize(
     ("setting", "median", "expected"),
-    [("auto", 28, 96), ("auto", 48, 96), ("auto", 49, 128), ("auto", 64, 128), ("auto", 348, 224), (160, 28, 160)],
+    [("auto", 28, 64), ("auto", 48, 96), ("auto", 49, 128), ("auto", 64, 128), ("auto", 348, 224), (160, 28, 160)],
 )
 def test_the_image_size_follows_the_images_within_bounds(setting, median, expected):
     assert choose_image_size(setting, median, 224) == expected
