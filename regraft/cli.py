@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,8 +46,11 @@ def main() -> None:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED if sys.stderr.isatty() else None)
         sys.exit(error.exit_code)
     except OSError as error:
-        if debug or error.errno not in DISK_ERRORS:
+        if debug or (error.errno not in DISK_ERRORS and error.filename is None):
             raise
+        if error.errno not in DISK_ERRORS:  # a file or folder that a person named, or may put right
+            typer.secho(f"error: {error.filename}: {error.strerror}. Correct the path or its permissions.", err=True)
+            sys.exit(RegraftError.exit_code)
         typer.secho(f"error: the disk gave out: {error}. Make room or check the disk; then run again.", err=True)
         sys.exit(ResourceError.exit_code)
     except SystemExit as end:
@@ -94,7 +98,9 @@ def init(
         paths.params.unlink()
         paths.graph.unlink()
         raise
-    typer.echo(f"made {paths.root}\nsettings: {paths.params}\nnext:     regraft run --root {directory}")
+    typer.echo(
+        f"made {paths.root}\nsettings: {paths.params}\nnext:     regraft run --root {shlex.quote(str(directory))}"
+    )
 
 
 @app.command()
@@ -198,11 +204,12 @@ def predict(
 ) -> None:
     """Predict labels or values for files or texts with a registered model."""
     from regraft.quiet import without_noise
-    from regraft.registry.predict import predict as predict_with
     from regraft.settings import load_settings
 
     paths = Paths(root.resolve())
     with without_noise():
+        from regraft.registry.predict import predict as predict_with
+
         results = predict_with(paths, load_settings(paths.params), model, inputs)
     if as_json:
         _print_json({"predictions": results})
@@ -254,7 +261,6 @@ def diff(
 ) -> None:
     """Compare two versions of the prepared data: examples added, removed, relabelled, and drift."""
     from flows.history import prepared_data
-    from regraft.data.drift import compare, read_version
     from regraft.quiet import without_noise
     from regraft.settings import load_settings
 
@@ -265,6 +271,8 @@ def diff(
         prepared_data(paths, after) as new,
         without_noise(),
     ):
+        from regraft.data.drift import compare, read_version
+
         report = compare(read_version(old), read_version(new))
     if as_json:
         _print_json(report)
@@ -293,10 +301,11 @@ def audit(
     Reads the prepared data; without any, the source as it stands, in its own splits. Of k exact copies the first by
     name is paired with each of the k - 1 others; near copies are paired by the first of each.
     """
-    from regraft.data.project_audit import audit_project
     from regraft.quiet import without_noise
 
     with without_noise():
+        from regraft.data.project_audit import audit_project
+
         found = audit_project(Paths(root.resolve()), near=near)
     if as_json:
         _print_json(found.as_json())

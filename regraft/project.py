@@ -38,6 +38,8 @@ def create(
             written.
     """
     paths = Paths(directory.resolve())
+    if paths.root.exists() and not paths.root.is_dir():
+        raise RegraftError(f"{paths.root} is a file; choose another name for the project's folder.")
     taken = [path.name for path in (paths.params, paths.graph, paths.root / ".dvc") if path.exists()]
     if taken:
         raise RegraftError(

@@ -185,7 +185,7 @@ def _describe(error: ValidationError) -> list[str]:
         keys = [
             str(part)
             for part in problem["loc"]
-            if not re.match(r"(int|float|str|list|literal|constrained)\b", str(part))
+            if not re.match(r"(int|float|str|list|literal|constrained|function-\w+)\b", str(part))
         ]
         faults.setdefault(".".join(keys), []).append(problem)
     lines = []

@@ -40,3 +40,15 @@ def test_debug_shows_the_traceback(how):
     done = ends("fail", how, "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+def test_a_project_in_place_of_a_file_and_a_path_that_cannot_be_are_mistakes_of_the_user(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    for directory in ("taken", "taken/below"):
+        command = [sys.executable, "-m", "regraft.cli", "init", str(tmp_path / directory)]
+        done = subprocess.run(
+            [*command, "--source", "package:mnist5k", "--name", "a"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert "taken" in done.stderr
+        assert "unexpected" not in done.stderr

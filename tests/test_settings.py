@@ -96,3 +96,10 @@ def test_only_an_error_in_the_unit_of_the_target_may_have_a_minimum_or_tolerance
         for setting in ("minimum: 1.5", "tolerance: 1"):
             message = problems(tmp_path, f"name: a\npromote: {{metric: {metric}, {setting}}}")
             assert f"for the metric {metric}" in message
+
+
+def test_a_setting_of_two_types_is_one_problem_without_a_word_of_python(tmp_path):
+    said = problems(tmp_path, "name: a\nfinetune: {learning_rate: fast}\nembed: {audio_seconds: -1}")
+    assert "has 2 invalid setting(s)" in said
+    assert "finetune.learning_rate: " in said
+    assert "function" not in said

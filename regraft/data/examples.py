@@ -306,7 +306,9 @@ def collect_texts(
     places = [train.header.index(column) for column in targets]
     cells = [[fields[place] for place in places] for fields in rows if len(fields) == len(train.header)]
     reader = _reader(targets, cells, task, rare_below)
-    if {text, target}.isdisjoint((text_column, *named, *TEXT_NAMES, *TARGET_NAMES)):
+    if {text, target}.isdisjoint((text_column, *named)) and {text.lower(), target.lower()}.isdisjoint(
+        (*TEXT_NAMES, *TARGET_NAMES)
+    ):
         log.warning(
             "took column %r for the text and %r for the label, judging by their values; if %s has no line of column "
             "names, its first example was taken for one: add such a line",
@@ -384,10 +386,10 @@ def _read_image(raw: Path, scratch: Path, file: LabelledFile, reader: TargetRead
     digest = hashlib.sha256(content).hexdigest()
     try:
         inspection = inspect(content)
-        suits_tensorflow = inspection.suits_tensorflow and _tensorflow_reads(content)
+        suits_tensorflow = inspection.suits_tensorflow and tensorflow_reads(content)
         if not suits_tensorflow:
             png = to_png(content)
-            if not _tensorflow_reads(png):
+            if not tensorflow_reads(png):
                 return Reject(name, "cannot be decoded by TensorFlow", target.label)
             stored = scratch / f"{digest}.png"
             _write_once(stored, png)
@@ -426,7 +428,8 @@ def _tensorflow_hears(wav: bytes) -> bool:
     return True
 
 
-def _tensorflow_reads(content: bytes) -> bool:
+def tensorflow_reads(content: bytes) -> bool:
+    """Return whether `tf.io.decode_image`, which the model uses, decodes an image file."""
     try:
         tf.io.decode_image(content, channels=3, expand_animations=False)
     except tf.errors.OpError:

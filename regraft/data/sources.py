@@ -168,7 +168,10 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
         return _parse_package(source, rest)
     if scheme == "tfds":
         return _parse_tfds(source, rest)
-    path = (root / Path(rest).expanduser()).resolve()
+    try:
+        path = (root / Path(rest).expanduser()).resolve()
+    except RuntimeError as error:  # `~somebody` who has no home folder
+        raise DataError(f"source {source!r}: {error} Write the path of the folder instead.") from None
     if not path.exists():
         raise DataError(f"source {source!r}: {path} does not exist. {_what_is_there(path)}")
     _refuse_own_folders(source, path, (project or root).resolve())

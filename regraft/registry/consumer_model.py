@@ -86,7 +86,13 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
 
     def _checked(self, row: int, value: Any) -> bytes | str:
         if self.kind != "text" and isinstance(value, bytes | bytearray | memoryview) and len(value):
-            return bytes(value)
+            content = bytes(value)
+            if self.kind == "image" and _has_colour_table(content):
+                raise MlflowException.invalid_parameter_value(
+                    f"row {row} of column `image` is a BMP file with a table of colours, which TensorFlow takes for "
+                    "shades of grey; save it as PNG, or as BMP with 24 bits a pixel"
+                )
+            return content
         if self.kind == "text" and isinstance(value, str):
             return value
         is_bytes = isinstance(value, bytes | bytearray)
@@ -110,6 +116,16 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
                 raise
         # One of them is at fault, and TensorFlow does not say which.
         return np.concatenate([self._answer([value], start + place) for place, value in enumerate(batch)])
+
+
+def _has_colour_table(content: bytes) -> bool:
+    """Return whether an image file is a BMP whose pixels are numbers of colours in a table, not plain greys."""
+    if content[:2] != b"BM" or int.from_bytes(content[28:30], "little") > 8:
+        return False
+    begin, end = 14 + int.from_bytes(content[14:18], "little"), int.from_bytes(content[10:14], "little")
+    table = np.frombuffer(content[begin:end], np.uint8)
+    entries = table[: len(table) // 4 * 4].reshape(-1, 4)[:, :3]
+    return not np.array_equal(entries, np.arange(256)[:, None].repeat(3, axis=1))
 
 
 def _rows(column: pd.Series) -> list[Any]:

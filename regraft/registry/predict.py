@@ -92,8 +92,11 @@ def _read_image(given: str) -> bytes:
         content = Path(given).expanduser().read_bytes()
     except OSError as error:
         raise DataError(f"{given} cannot be read: {error.strerror}. This model answers image files.") from None
+    from regraft.data.examples import tensorflow_reads  # TensorFlow, which a model of texts loads later
+
     try:
-        return content if images.inspect(content).suits_tensorflow else images.to_png(content)
+        is_served = images.inspect(content).suits_tensorflow and tensorflow_reads(content)
+        return content if is_served else images.to_png(content)
     except images.UnreadableImage as error:
         raise DataError(f"{given} {error}.") from None
 
@@ -112,10 +115,13 @@ def _read_audio(given: str) -> bytes:
 
 
 def _read_text(given: str) -> str:
-    file = Path(given)
-    if file.suffix.lower() != ".txt" or not file.is_file():
+    if not given.lower().endswith(".txt") or "\n" in given:
         return given
     try:
-        return file.read_text("utf-8")
+        return Path(given).read_text("utf-8")
+    except OSError as error:
+        if any(map(str.isspace, given)):
+            return given  # a sentence that ends so
+        raise DataError(f"{given} cannot be read: {error.strerror}. This model answers texts and .txt files.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{given} is not UTF-8 text: {error}.") from None

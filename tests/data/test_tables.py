@@ -316,3 +316,8 @@ def test_a_quotation_mark_that_is_never_closed_is_found_whatever_the_delimiter(t
     content = "\n".join(rows).replace(",", delimiter)
     with pytest.raises(DataError, match=r"table.csv, line 3: a quotation mark opens here"):
         collect(table(tmp_path, content))
+
+
+def test_columns_known_by_name_in_another_case_are_not_called_a_guess(tmp_path, caplog):
+    assert len(collect(table(tmp_path, "Text,Label\nHello,a\nBye,b\n")).splits["train"]) == 2
+    assert "judging by their values" not in caplog.text

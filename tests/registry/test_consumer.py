@@ -1,5 +1,6 @@
 """The registered model as its consumers meet it, and `regraft predict`."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -13,12 +14,13 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from regraft.data.records import Example
 from regraft.errors import DataError, RegistryError
 from regraft.files import write_json
 from regraft.paths import Paths
-from regraft.registry.predict import predict
+from regraft.registry.predict import _read_text, predict
 from regraft.registry.register import publish
 from regraft.registry.versions import resolve
 from regraft.settings import Settings
@@ -151,3 +153,32 @@ def test_a_project_without_models_says_so_and_makes_no_database(tmp_path: Path) 
     with pytest.raises(RegistryError, match="no model is registered"):
         resolve(Paths(tmp_path), Settings(name="colours"), "colours")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bmp_with_a_table_of_colours_is_refused_and_one_of_greys_answered(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    # TensorFlow reads the numbers of the colours as shades of grey, without a word.
+    image = Image.open(io.BytesIO(picture("red", 200)))
+    coloured, grey = io.BytesIO(), io.BytesIO()
+    image.quantize(4).save(coloured, "BMP")
+    image.convert("L").save(grey, "BMP")
+    assert len(loaded.predict({"image": [grey.getvalue()]})) == 1
+    with pytest.raises(MlflowException, match="row 1 of column `image` is a BMP file with a table of colours"):
+        loaded.predict({"image": [picture("red", 200), coloured.getvalue()]})
+
+
+def test_predict_takes_every_image_that_training_takes(published: Project, tmp_path: Path) -> None:
+    first, second = (Image.open(io.BytesIO(picture("red", shade))) for shade in (200, 190))
+    first.save(tmp_path / "moving.webp", save_all=True, append_images=[second], lossless=True)
+    first.quantize(4).save(tmp_path / "table.bmp")
+    files = [str(tmp_path / name) for name in ("moving.webp", "table.bmp")]
+    answers = predict(published.paths, published.settings, "colours", files)
+    assert [answer["label"] for answer in answers] == ["red", "red"]
+
+
+def test_the_name_of_a_missing_text_file_is_not_taken_for_a_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nofile.txt cannot be read: No such file"):
+        _read_text(str(tmp_path / "nofile.txt"))
+    assert _read_text("please read notes.txt") == "please read notes.txt"
+    assert _read_text("long " * 80 + "notes.txt").endswith("notes.txt")
+    (tmp_path / "a.txt").write_text("from a file")
+    assert _read_text(str(tmp_path / "a.txt")) == "from a file"
