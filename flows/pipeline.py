@@ -323,6 +323,8 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
         )
     else:
         what = f"failed with exit code {status}"
+    if exit_code == ResourceError.exit_code:
+        return StageFailed(f"stage {name} {what}", exit_code)
     tail = [f"  {line}" for line in lines if not progress.LINE.match(line) and not NOISE.match(line)][-TAIL_LINES:]
     return StageFailed("\n".join([f"stage {name} {what}. Its last lines, all of them in {log}:", *tail]), exit_code)
 

@@ -33,7 +33,7 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
         force: Stages to run even if nothing they depend on changed.
 
     Returns:
-        {"stages_run": [names], "publication": {...}}, see `flows.promote`.
+        {"stages_run": [names], "stages_restored": [names], "publication": {...}}, see `flows.promote`.
 
     Raises:
         StageFailed: With the last lines of the stage that failed. What ran before it stays recorded.
@@ -42,7 +42,8 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
     logger = get_run_logger()
     paths = Paths(Path(root).resolve())
     with project_lock(paths):
-        stages_run = []
+        stages_run: list[str] = []
+        stages_restored: list[str] = []
         for stage in pipeline.plan(paths.root, force=tuple(force)):
             if not stage.stale:
                 logger.info("stage %s is clean", stage.name)
@@ -59,11 +60,11 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
                 retry_delay_seconds=RETRY_DELAY_S,
                 retry_condition_fn=may_succeed_later,
             )
-            if run(str(paths.root), stage.name, force=stage.name in force, timeout_s=stage.timeout_s):
-                stages_run.append(stage.name)
+            ran = run(str(paths.root), stage.name, force=stage.name in force, timeout_s=stage.timeout_s)
+            (stages_run if ran else stages_restored).append(stage.name)
         publication = promote(str(paths.root), flow_run_id())
         publish_report(paths, publication)
-    return {"stages_run": stages_run, "publication": publication}
+    return {"stages_run": stages_run, "stages_restored": stages_restored, "publication": publication}
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

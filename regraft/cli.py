@@ -154,7 +154,7 @@ def run(
             from regraft.registry.register import read_publication
 
             if is_published(paths, settings, release_fingerprint(paths)):
-                outcome = {"stages_run": [], "publication": read_publication(paths).as_json()}
+                outcome = {"stages_run": [], "stages_restored": [], "publication": read_publication(paths).as_json()}
                 _tell_outcome(paths, outcome, as_json=as_json)
                 return
         from regraft.console import run_flow
@@ -342,8 +342,9 @@ def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> No
     from regraft.measures import headline, task_of
 
     metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))
-    ran = outcome["stages_run"]
-    typer.echo(f"stages run: {', '.join(ran) if ran else 'none, nothing has changed'}")
+    ran, restored = outcome["stages_run"], outcome["stages_restored"]
+    said = ", ".join(ran) if ran else "none" if restored else "none, nothing has changed"
+    typer.echo(f"stages run: {said}" + (f"; restored from the cache: {', '.join(restored)}" if restored else ""))
     typer.echo(f"test {headline(task_of(metrics), metrics['test'])}")
     verdict = f"is models:/{publication['name']}@champion" if publication["promoted"] else "is registered, not promoted"
     typer.echo(f"version {publication['version']} {verdict}: {'; '.join(publication['reasons'])}")

@@ -109,6 +109,9 @@ def test_a_changed_number_of_epochs_runs_finetune_and_evaluate_only(copy):
     assert [stage["name"] for stage in stale] == ["finetune", "evaluate"]
     assert stale[0]["why"] == ["finetune.epochs changed from 2 to 1"]
     assert copy.facts("run")["stages_run"] == ["finetune", "evaluate"]
+    copy.change("finetune.epochs", 2)
+    back = copy.facts("run")
+    assert (back["stages_run"], back["stages_restored"]) == ([], ["finetune", "evaluate"])
 
 
 def test_new_images_cost_only_their_own_forward_passes_and_a_worse_champion_does_not_win(copy):
