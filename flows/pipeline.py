@@ -34,6 +34,15 @@ from regraft.quiet import NOISE
 from regraft.settings import load_settings
 
 TAIL_LINES = 15
+# For glibc's allocator, in the processes of stages. Left to itself it gives the large blocks of a training step back to
+# the kernel and takes them anew in the next one, and a third of the processor time goes into page faults:
+# `python -m benchmarks.page_faults` prints how much.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2 * 10**9),
+}
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,7 @@ def run_stage(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     environment = {
+        **{name: os.environ.get(name, value) for name, value in ALLOCATOR.items()},
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "REGRAFT_LOG": str(log),
         "REGRAFT_PARENT_PID": str(os.getpid()),

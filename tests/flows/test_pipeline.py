@@ -326,3 +326,11 @@ def test_a_project_in_a_folder_that_git_ignores_is_one_without_git(tmp_path):
     paths = create(tmp_path / "projects" / "a", source=f"folder:{images.parent}", name="pets", kind="image")
     pipeline.start_project(paths.root)
     assert [stage.stale for stage in pipeline.plan(paths.root)] == [True] * 6
+
+
+def test_a_stage_keeps_memory_for_the_next_step_unless_a_person_set_it_otherwise(project, monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    write_graph(project, download='echo "$MALLOC_ARENA_MAX $MALLOC_MMAP_MAX_" > raw.txt')
+    plan(project)
+    pipeline.run_stage(project.root, "download")
+    assert (project.root / "raw.txt").read_text() == "4 0\n"
