@@ -23,7 +23,10 @@ from dvc.stage import PipelineStage
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile import load
 from dvc_data.hashfile.checkout import CheckoutError, checkout
+from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
 from dvc_objects.fs.generic import test_links
 
 from regraft import progress
@@ -147,6 +150,8 @@ def run_stage(
         "REGRAFT_TIMEOUT_S": str(timeout_s),
     }
     with _repository(paths) as repo, _follow(log, on_line):
+        if damaged := _discard_damaged(repo, name, even_if_unchanged=force):
+            on_line(f"{damaged} file(s) in the DVC cache were changed through their links in the project: made again")
         try:
             repo.reproduce(name, single_item=True, force=force, run_env=environment)
         except DvcException as error:
@@ -232,6 +237,28 @@ def _quiet_dvc() -> None:
     """Keep DVC's own messages back: what matters of them arrives as an exception."""
     for name in ("dvc", "dvc_data", "dvc_objects"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _discard_damaged(repo: Repo, name: str, *, even_if_unchanged: bool) -> int:
+    """Delete those files in the cache that no longer are what stage `name` once made; return how many.
+
+    Outputs are links to the cache. They are read-only, but root writes through them all the same, and DVC trusts every
+    file in the cache that is read-only: it would bring the changed file back as the stage's result.
+    """
+    stage = next(stage for stage in repo.stage.load_all("dvc.yaml") if stage.name == name)
+    damaged = 0
+    for out in stage.outs:
+        if not out.hash_info or not (even_if_unchanged or out.status()):
+            continue
+        recorded = out.get_obj()
+        files = {info.value for _, _, info in recorded} if isinstance(recorded, Tree) else set()
+        for digest in sorted(files | {out.hash_info.value}):
+            with contextlib.suppress(FileNotFoundError):  # then there is nothing to trust
+                try:
+                    HashFileDB.check(repo.cache.local, digest)
+                except ObjectFormatError:  # by then it is deleted
+                    damaged += 1
+    return damaged
 
 
 def _ordered(repo: Repo) -> list[PipelineStage]:

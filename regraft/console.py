@@ -5,13 +5,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 from regraft import progress
-from regraft.errors import ResourceError
+from regraft.errors import TERMINATED, ResourceError
 
 
 def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         for logger in loggers:
             if not debug:
                 logger.addHandler(handler)
+        signal.signal(signal.SIGTERM, _stop)
         try:
             return retrain(root=str(root), force=force)
         except httpx.HTTPError as error:
@@ -43,6 +44,11 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
+
+
+def _stop(_number: int, _frame: Any) -> NoReturn:
+    """End this process with its clean-up: locks are freed, Prefect's own server ends, and the kernel ends the stage."""
+    raise SystemExit(TERMINATED)
 
 
 def _start_prefect() -> None:

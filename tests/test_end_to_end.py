@@ -191,21 +191,36 @@ def test_a_dead_mlflow_server_loses_nothing(copy):
     assert outcome["publication"]["version"] == 2
 
 
-def test_two_runs_at_once_do_not_mix(copy):
-    copy.change("finetune.epochs", 1)
+def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_process(copy):
+    copy.change("finetune.epochs", 6)
+    copy.change("finetune.learning_rate", 0.001)
     first = subprocess.Popen(
         [sys.executable, "-m", "regraft.cli", "run", "--root", str(copy.root)],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    lock = copy.paths.state / "run.lock"
-    deadline = time.monotonic() + 60
-    while lock.read_text() != str(first.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_epoch(copy, 1)
     second = copy.regraft("run", check=False)
     assert second.returncode == 75
     assert f"process {first.pid}" in second.stderr
-    assert first.wait(timeout=300) == 0
+
+    started = children_of(first.pid)
+    assert len(started) >= 2  # the stage, and the server that Prefect started for this run
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=60)
+    assert (first.returncode, said.splitlines()[-1]) == (143, "stopped; run again to go on from the last checkpoint")
+    deadline = time.monotonic() + 30
+    while (left := [process for process in started if process.exists()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    assert len(copy.facts("models")["models"]) == 1
+
+
+def children_of(pid: int) -> list[Path]:
+    """Return the folders in /proc of the processes that `pid` started, threads of it included."""
+    tasks = Path(f"/proc/{pid}/task")
+    return [Path("/proc") / child for task in tasks.iterdir() for child in (task / "children").read_text().split()]
 
 
 def test_texts_go_the_same_way(tmp_path):
