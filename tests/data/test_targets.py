@@ -31,6 +31,8 @@ def numbers(count, *, step=1.0, times=1):
         ([numbers(10, times=9)], "classification"),  # digits
         ([numbers(40, times=9)], "classification"),  # forty whole numbers, all of them frequent
         ([numbers(40)], "regression"),  # forty whole numbers that occur once
+        ([[*numbers(20, times=9), "22", "25", "25", "26", "29", "31"]], "regression"),  # counts, thin at one end
+        ([[*numbers(20, times=9), "20", "21", "22", "23", "24", "25"]], "classification"),  # classes, some of them new
         ([numbers(9)], "classification"),  # too few numbers to be measurements; the classes are refused later
         ([numbers(20, step=0.5, times=9)], "classification"),  # ratings by halves
         ([numbers(21, step=0.5, times=9)], "regression"),
