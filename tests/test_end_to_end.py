@@ -220,6 +220,26 @@ def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_proc
     assert len(copy.facts("models")["models"]) == 1
 
 
+@pytest.mark.slow
+def test_when_the_server_that_prefect_started_is_gone_the_run_says_so_once_and_the_next_one_goes_on(copy):
+    copy.change("finetune.epochs", 6)
+    copy.change("finetune.learning_rate", 0.001)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "regraft.cli", "run", "--root", str(copy.root)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_epoch(copy, 1)
+    (server,) = [child for child in children_of(running.pid) if b"uvicorn" in (child / "cmdline").read_bytes()]
+    os.kill(int(server.name), signal.SIGKILL)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 75
+    assert said.splitlines()[-1].startswith("error: the Prefect server stopped answering")
+    assert "Error logging" not in said
+    assert copy.facts("run")["stages_run"] == ["evaluate"]
+
+
 def children_of(pid: int) -> list[Path]:
     """Return the folders in /proc of the processes that `pid` started, threads of it included."""
     tasks = Path(f"/proc/{pid}/task")
