@@ -75,7 +75,10 @@ def _options(
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder to make; may exist if it holds no project.")],
     source: Annotated[
-        str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k.")
+        list[str],
+        typer.Option(
+            help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k; may be repeated."
+        ),
     ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, audio, or auto: read off the source.")] = "auto",
@@ -90,6 +93,7 @@ def init(
     from regraft.project import create
     from regraft.quiet import without_noise
 
+    pipeline.check_remotes(source, directory.resolve())
     with without_noise():
         paths = create(directory, source=source, name=name, kind=kind, task=task, targets=target or ())
     try:

@@ -37,7 +37,12 @@ class Section(BaseModel):
 class DownloadSettings(Section):
     """Where the data comes from."""
 
-    source: str = "package:mnist5k"
+    source: str | Annotated[list[str], Field(min_length=1)] = "package:mnist5k"
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources whose examples are put together: one, or several in their order."""
+        return [self.source] if isinstance(self.source, str) else self.source
 
 
 class PreprocessSettings(Section):
