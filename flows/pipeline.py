@@ -293,14 +293,8 @@ def _import_remotes(repo: Repo, paths: Paths, *, force: bool, on_line: Callable[
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             record = repo.imp_url(url, out=str(copy.relative_to(paths.root)), force=True)
-        except DependencyDoesNotExistError as error:  # it was there a moment ago
-            raise ResourceError(f"{url} vanished while it was imported; run again.") from error
-        except DvcException as error:
-            raise RegraftError(f"DVC cannot import {url}: {_chain(error)}") from error
         except Exception as error:  # every backend has its own
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise
-            raise _not_had(url, error) from error
+            raise _not_imported(url, error) from error
         _require_version(repo, url, planned)
         record.meta = {"version": planned}
         record.dump()
@@ -366,6 +360,20 @@ def _version_of(protocol: str, info: dict[str, Any]) -> dict[str, Any]:
             return {key: str(value)}
     modified = info.get("Last-Modified") or info.get("LastModified") or info.get("mtime")
     return {"bytes": meta.size, "modified": None if modified is None else str(modified)}
+
+
+def _not_imported(url: str, error: Exception) -> RegraftError:
+    """Return a message for what DVC or a backend raised when it imported `url`."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno in DISK_ERRORS):
+        cause = cause.__cause__
+    if cause is not None:
+        return ResourceError(f"{url} could not be stored: {cause}. Make room or check the disk; then run again.")
+    if isinstance(error, DependencyDoesNotExistError):  # it was there a moment ago
+        return ResourceError(f"{url} vanished while it was imported; run again.")
+    if isinstance(error, DvcException):
+        return RegraftError(f"DVC cannot import {url}: {_chain(error)}")
+    return _not_had(url, error)
 
 
 def _not_had(url: str, error: Exception) -> RegraftError:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from regraft.backbones import catalogue
 from regraft.data import sources
@@ -60,7 +62,7 @@ def create(
     settings = yaml.load((REPOSITORY / "params.yaml").read_text("utf-8"))
     settings["name"] = name
     texts = [_with_whole_path(one) for one in found]
-    settings["download"]["source"] = texts[0] if len(texts) == 1 else texts
+    settings["download"]["source"] = texts[0] if len(texts) == 1 else _in_one_line(texts)
     settings["preprocess"]["kind"] = kind
     settings["preprocess"]["task"] = task
     if targets:
@@ -83,6 +85,13 @@ def _with_whole_path(source: sources.Source) -> str:
     """Return a source as it goes into params.yaml: not counting from the folder in which it was named."""
     scheme = source.text.partition(":")[0]
     return source.text if scheme in ("package", "tfds") or source.url else f"{scheme}:{source.path}"
+
+
+def _in_one_line(texts: list[str]) -> CommentedSeq:
+    """Return a list that is written before the comment on its setting, in the quotes that DVC wants inside `[...]`."""
+    items = CommentedSeq(SingleQuotedScalarString(text) for text in texts)
+    items.fa.set_flow_style()
+    return items
 
 
 def _add_lines(file: Path, lines: list[str]) -> None:

@@ -15,6 +15,7 @@ class FileServer(ThreadingHTTPServer):
         tell: Which header tells versions apart: "ETag", "Last-Modified" or none.
         status: Answered to every request in place of what was asked for, if not 0.
         truncate: Whether only the first half of each file is sent.
+        no_head: Whether requests for headers alone are refused, as signed URLs do.
         asked: Method and path of every request so far.
     """
 
@@ -27,6 +28,7 @@ class FileServer(ThreadingHTTPServer):
         self.modified = "Mon, 02 Mar 2026 10:00:00 GMT"
         self.status = 0
         self.truncate = False
+        self.no_head = False
         self.asked: list[tuple[str, str]] = []
 
     def url(self, path: str) -> str:
@@ -51,6 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
         server.asked.append((self.command, self.path))
         content = server.files.get(self.path)
         status = server.status or (200 if content is not None else 404)
+        if server.no_head and self.command == "HEAD":
+            status = 403
         if status != 200 or content is None:
             self.send_error(status)
             return b""

@@ -35,7 +35,7 @@ def local_path(source: str, url: str) -> str | None:
     """Return the path that a `file://` URL stands for; None for a URL of something remote.
 
     Raises:
-        DataError: If DVC does not import from such a URL, or it holds a password.
+        DataError: If DVC does not import from such a URL, or it holds a password or, over HTTP, a user or token.
     """
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
@@ -47,11 +47,12 @@ def local_path(source: str, url: str) -> str | None:
         raise DataError(
             f"source {source!r}: nothing here can fetch from {scheme}://; it may be file, {', '.join(EXTRAS)}."
         )
-    if parts.password:
+    login, at, _ = parts.netloc.rpartition("@")
+    if at and (parts.password or not has_folders(url)):
         raise DataError(
-            f"the source {url.replace(f':{parts.password}@', ':...@')} holds a password, which would be written to the "
-            "lock file and the registry. Keep it in DVC's own settings: `dvc remote add NAME URL`, `dvc remote modify "
-            "--local NAME password ...`, and then write remote://NAME/FILE for the URL."
+            f"the source {url.replace(f'{login}@', '...@', 1)} holds a login, which would be written to the lock file "
+            "and the registry. Keep it in DVC's own settings: `dvc remote add NAME URL`, `dvc remote modify --local "
+            "NAME password ...`, and then write remote://NAME/FILE for the URL."
         )
     return None
 

@@ -1,5 +1,6 @@
 """Sources at a URL, on a real web server: looked at by planning, imported by DVC, versioned, and gone or silent."""
 
+import errno
 import io
 import shutil
 import socket
@@ -135,6 +136,24 @@ def test_a_server_that_tells_no_versions_is_warned_of_and_force_fetches_anew(pro
     assert why(project) == ()
     download(project, force=True)
     assert "message X," in (project.raw / "train.csv").read_text()
+
+
+def test_a_server_that_refuses_to_send_headers_alone_is_asked_for_the_file(project, server):
+    server.no_head = True
+    assert why(project)
+    assert download(project)
+    assert (project.raw / "train.csv").read_text() == TABLE
+
+
+def test_a_full_disk_is_said_to_be_one(project, server, monkeypatch):
+    why(project)
+
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Repo, "imp_url", no_room)
+    with pytest.raises(ResourceError, match=r"train\.csv could not be stored: .*No space left"):
+        download(project)
 
 
 def test_what_is_in_the_cache_is_not_fetched_again(project, server):
@@ -274,7 +293,9 @@ def test_a_project_that_has_fetched_nothing_says_so_when_audited(project):
     ("source", "message"),
     [
         ("csv:ftp://host/train.csv", "nothing here can fetch from ftp"),
-        ("csv:https://me:secret@host/train.csv", r"\.\.\.@host/train\.csv holds a password"),
+        ("csv:https://me:secret@host/train.csv", r"https://\.\.\.@host/train\.csv holds a login"),
+        ("csv:https://secret@host/train.csv", r"https://\.\.\.@host/train\.csv holds a login"),
+        ("csv:ssh://me:secret@host/train.csv", r"ssh://\.\.\.@host/train\.csv holds a login"),
         ("folder:https://host/train.csv", "over HTTP a folder comes as an archive"),
         ("folder:https://host/pictures/", "over HTTP a folder comes as an archive"),
         ("csv:s3://bucket/train.csv", r"pip install 'dvc\[s3\]'"),
