@@ -90,7 +90,10 @@ def init(
         Path, typer.Argument(metavar="DIR", parser=_folder, help="Folder to make; may exist if it holds no project.")
     ],
     source: Annotated[
-        str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k.")
+        list[str],
+        typer.Option(
+            help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k; may be repeated."
+        ),
     ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, audio, or auto: read off the source.")] = "auto",
@@ -105,6 +108,7 @@ def init(
     from regraft.project import create
     from regraft.quiet import without_noise
 
+    pipeline.check_remotes(source, directory.resolve())
     with without_noise():
         paths = create(directory, source=source, name=name, kind=kind, task=task, targets=target or ())
     try:

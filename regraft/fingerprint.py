@@ -96,8 +96,11 @@ def moved_inputs(paths: Paths, settings: Settings, stage: str) -> list[str]:
 
 
 def _source(paths: Paths, settings: Settings) -> dict[str, Any]:
-    source = sources.parse(settings.download.source, paths.root)
-    return source.fingerprint(paths.state / "source-index.json")
+    """Return the fingerprint of the source; of several, that of each by its folder in the raw data."""
+    found = sources.parse_all(settings.download.sources, paths.root)
+    if list(found) == [""]:
+        return found[""].fingerprint(paths.state / "source-index.json")
+    return {folder: source.fingerprint(paths.state / f"source-index-{folder}.json") for folder, source in found.items()}
 
 
 def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:

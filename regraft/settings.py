@@ -37,7 +37,12 @@ class Section(BaseModel):
 class DownloadSettings(Section):
     """Where the data comes from."""
 
-    source: str = "package:mnist5k"
+    source: str | Annotated[list[str], Field(min_length=1)] = "package:mnist5k"
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources whose examples are put together: one, or several in their order."""
+        return [self.source] if isinstance(self.source, str) else self.source
 
 
 class PreprocessSettings(Section):
@@ -140,7 +145,8 @@ def load_settings(path: Path) -> Settings:
         SettingsError: If the file is missing, is not YAML, or has invalid settings; the message lists all of them.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        values = YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError:
         raise SettingsError(
             f"{path} does not exist. Run this in a project's folder, name one with --root DIR, "
@@ -150,7 +156,15 @@ def load_settings(path: Path) -> Settings:
         raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {error}") from None
-    return check_settings(values, path.name)
+    settings = check_settings(values, path.name)
+    try:
+        YAML(typ="safe").load(text)  # with the parser that DVC reads this file with, which knows less of YAML
+    except YAMLError as error:
+        raise SettingsError(
+            f"{path} is YAML that DVC cannot read: {error}\nInside [...], put a text with a colon in quotes: "
+            "['folder:A', 'folder:B']."
+        ) from None
+    return settings
 
 
 def check_settings(values: Any, where: str) -> Settings:

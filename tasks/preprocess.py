@@ -13,6 +13,7 @@ import numpy as np
 from regraft.data.audit import Audit, Member, audit, find_copies
 from regraft.data.examples import Collection, collect
 from regraft.data.records import Example, write_prepared
+from regraft.data.several import read_folders
 from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
@@ -210,6 +211,8 @@ def sort_labels(labels: set[str]) -> list[str]:
 
 def _kind(setting: str, raw: Path) -> str:
     """Return "image", "text" or "audio": what data/raw holds, which the setting must not contradict."""
+    if folders := read_folders(raw):
+        return {_kind(setting, raw / folder) for folder in folders}.pop()  # one: download has made sure of that
     files = list_files(raw).files if raw.is_dir() else {}
     if not files:
         raise DataError(f"{raw} holds no data; run the stage download first.")

@@ -1,16 +1,18 @@
 """From raw files to examples: every image and recording decoded, every row parsed, a reason for each one set aside."""
 
+import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
-from regraft.data import audio
+from regraft.data import audio, several
 from regraft.data.images import Inspection, UnreadableImage, inspect, to_png
 from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
@@ -108,11 +110,89 @@ def collect(
     task: str = "auto",
     rare_below: int = 3,
 ) -> Collection:
-    """Read raw data of a kind ("image", "text" or "audio"); see `collect_images`, `collect_texts`, `collect_audio`."""
+    """Read raw data of a kind ("image", "text" or "audio"); see `collect_images`, `collect_texts`, `collect_audio`.
+
+    Raw data of several sources is read source by source, and joined.
+
+    Raises:
+        DataError: If a source cannot be used, or they do not fit together; see `join`.
+    """
+    if folders := several.read_folders(raw):
+        parts = {}
+        for folder in folders:
+            try:
+                parts[folder] = collect(
+                    kind,
+                    raw / folder,
+                    scratch,
+                    text_column=text_column,
+                    target_column=target_column,
+                    task=task,
+                    rare_below=rare_below,
+                )
+            except DataError as error:
+                raise DataError(f"source {folder}: {error}") from error
+        return join(parts)
     if kind == "text":
         return collect_texts(raw, text_column, target_column, task=task, rare_below=rare_below)
     read_files = {"image": collect_images, "audio": collect_audio}[kind]
     return read_files(raw, scratch, target_column, task=task, rare_below=rare_below)
+
+
+def join(parts: Mapping[str, Collection]) -> Collection:
+    """Return the examples of several sources as those of one: names begin with the source's folder.
+
+    Every source keeps the splits it has. So the missing-split rule applies to what they hold together: where one of
+    them brings a test split, the others only add to train, and the test stays the one that it was.
+
+    Args:
+        parts: What each source holds, by its folder; at least one.
+
+    Raises:
+        DataError: If they differ in task, targets or columns; the message says which from which, and in what.
+    """
+    first = next(iter(parts))
+    for folder, part in parts.items():
+        for what, ours, theirs in _must_agree(parts[first], part):
+            if ours != theirs:
+                raise DataError(
+                    f"the sources do not fit together: {what} {ours or 'none'} in {first} and {theirs or 'none'} in "
+                    f"{folder}. preprocess.task, preprocess.target_column and preprocess.text_column apply to all "
+                    "sources; name there what they have in common, or give their columns the same names."
+                )
+    splits: dict[str, list[Example]] = {}
+    for folder, part in parts.items():
+        for split, examples in part.splits.items():
+            splits.setdefault(split, []).extend(replace(e, name=f"{folder}/{e.name}") for e in examples)
+    columns: dict[str, dict[str, None]] = {}
+    for role, column in ((role, column) for part in parts.values() for role, column in part.columns.items()):
+        columns.setdefault(role, {})[column] = None
+    rejects = [replace(r, name=f"{folder}/{r.name}") for folder, part in parts.items() for r in part.rejects]
+    made: dict[str, Any] = {
+        "splits": splits,
+        "rejects": sorted(rejects, key=lambda reject: reject.name),
+        "columns": {role: ", ".join(names) for role, names in columns.items()},
+    }
+    rest = [attribute.name for attribute in dataclasses.fields(Collection) if attribute.name not in made]
+    return Collection(**made, **{name: _together([getattr(part, name) for part in parts.values()]) for name in rest})
+
+
+def _must_agree(one: Collection, other: Collection) -> Iterator[tuple[str, str, str]]:
+    yield "the task is", one.task, other.task
+    yield "the targets are", ", ".join(one.target_names), ", ".join(other.target_names)
+    for role in one.columns.keys() & other.columns.keys() & {"text", "target"}:
+        yield f"the {role} column is", one.columns[role], other.columns[role]
+
+
+def _together(values: Sequence[Any]) -> Any:
+    """Return counts added, facts by example in one dictionary, and what all have in common as it is."""
+    if isinstance(values[0], int):
+        return sum(values)
+    if isinstance(values[0], dict):
+        return {key: fact for value in values for key, fact in value.items()}
+    if any(value != values[0] for value in values):
+        raise TypeError(f"no way to join {values}")  # a new attribute needs one, or a check in _must_agree
+    return values[0]
 
 
 def collect_images(

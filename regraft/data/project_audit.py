@@ -7,7 +7,7 @@ from pathlib import Path
 from regraft.data import sources
 from regraft.data.audit import Audit, Content, Member, audit, find_copies
 from regraft.data.examples import collect
-from regraft.data.fetch import fetch, kind_of
+from regraft.data.fetch import common_kind, fetch_all
 from regraft.data.records import Split, open_split, read_info
 from regraft.errors import DataError
 from regraft.paths import Paths
@@ -56,14 +56,15 @@ def _contents(splits: Sequence[Split]) -> Iterator[Content]:
 
 def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool) -> Audit:
     raw = paths.raw
-    source = sources.parse(settings.download.source, paths.root)
+    named = sources.parse_all(settings.download.sources, paths.root)
+    found = {folder: sources.at_hand(source, paths.root, paths.state) for folder, source in named.items()}
     if not raw.is_dir():
         raw = scratch / "raw"
         raw.mkdir()
-        fetch(source, raw)
+        fetch_all(found, raw)
     (scratch / "converted").mkdir()
     collection = collect(
-        kind_of(source),
+        common_kind(found),
         raw,
         scratch / "converted",
         text_column=settings.preprocess.text_column,
@@ -73,7 +74,7 @@ def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool
     )
     places = [(split, example) for split, held in collection.splits.items() for example in held]
     if not places:
-        raise DataError(f"source {settings.download.source!r} holds no example that can be used.")
+        raise DataError(f"source {', '.join(settings.download.sources)} holds no example that can be used.")
     copies = find_copies(collection.kind, (example.content for _, example in places), near=near)
     members = [
         Member(example.name, split, example.label, content)
