@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.data import card
 from regraft.data.audit import Audit, Member, audit, find_copies
 from regraft.data.examples import Collection, Reject, collect
 from regraft.data.grouping import (
@@ -27,7 +28,7 @@ from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.data.validation import check
 from regraft.errors import DataError
-from regraft.files import replace_directory, write_json
+from regraft.files import replace_directory, write_bytes, write_json
 from regraft.paths import Paths
 from regraft.settings import PreprocessSettings
 
@@ -38,7 +39,7 @@ _GROUPS_LISTED = 1000
 
 
 def run(preprocess: PreprocessSettings, paths: Paths) -> None:
-    """Read data/raw, write data/prepared and reports/data.json (the report also when the data cannot be used)."""
+    """Read data/raw, write data/prepared, reports/data.json and reports/data.png (both also for data beyond use)."""
     kind = _kind(preprocess.kind, paths.raw)
     paths.scratch.mkdir(parents=True, exist_ok=True)
     # Should this process be killed, the next attempt at the stage sweeps away what bears its name.
@@ -89,8 +90,11 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         )
         report = paths.reports / "data.json"
         leakage = {**found.report(preprocess.leaks, sorted(dropped)), "groups": describe_groups(collection, across)}
+        rows = card.choose_rows(splits, labels, collection.task)
         described = {**describe(collection, splits, labels), "split_by": "hash" if times is None else "time"}
-        write_json(report, {**described, "leakage": leakage})
+        write_json(report, {**described, "leakage": leakage, "shown": card.describe_rows(rows)})
+        could_show = len(rows) if collection.task == REGRESSION else len(labels)
+        write_bytes(paths.reports / "data.png", card.draw_sheet(kind, rows, of=could_show))
         if preprocess.leaks == "refuse":
             _refuse(found, across, str(report.relative_to(paths.root)))
         check(
