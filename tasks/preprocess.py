@@ -1,6 +1,7 @@
 """Turn raw files into checked, labelled, split examples."""
 
 import logging
+import os
 import statistics
 import tempfile
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.data import card
+from regraft.data import card, croissant
 from regraft.data.audit import Audit, Member, audit, find_copies
 from regraft.data.examples import Collection, Reject, collect
 from regraft.data.grouping import (
@@ -28,7 +29,7 @@ from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.data.validation import check
 from regraft.errors import DataError
-from regraft.files import replace_directory, write_bytes, write_json
+from regraft.files import read_json, replace_directory, write_bytes, write_json
 from regraft.paths import Paths
 from regraft.settings import PreprocessSettings
 
@@ -39,8 +40,12 @@ _GROUPS_LISTED = 1000
 
 
 def run(preprocess: PreprocessSettings, paths: Paths) -> None:
-    """Read data/raw, write data/prepared, reports/data.json and reports/data.png (both also for data beyond use)."""
+    """Read data/raw, write data/prepared and reports/{data.json,data.png,croissant.json}.
+
+    The first two are written for data that cannot be used, too. reports/download.json says where the data is from.
+    """
     kind = _kind(preprocess.kind, paths.raw)
+    download = _download(paths.reports / "download.json")
     paths.scratch.mkdir(parents=True, exist_ok=True)
     # Should this process be killed, the next attempt at the stage sweeps away what bears its name.
     with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="preprocess-") as scratch:
@@ -106,6 +111,8 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         )
         with replace_directory(paths.prepared) as directory:
             write_prepared(directory, kind, labels, splits, task=collection.task)
+    where = os.path.relpath(paths.prepared, paths.reports)
+    write_json(paths.reports / "croissant.json", croissant.metadata(paths.prepared, download, where=where))
     if collection.columns:
         log.info("columns: %s", ", ".join(f"{name!r} for the {role}" for role, name in collection.columns.items()))
     if found.across:
@@ -314,6 +321,13 @@ def sort_labels(labels: set[str]) -> list[str]:
     if all(label.isascii() and label.isdigit() for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
+
+
+def _download(report: Path) -> Any:
+    """Return what the stage download said of data/raw."""
+    if not report.is_file():
+        raise DataError(f"{report} is missing; run the stage download first.")
+    return read_json(report)
 
 
 def _kind(setting: str, raw: Path) -> str:

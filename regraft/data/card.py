@@ -194,7 +194,8 @@ def log_mel(samples: NDArray[np.floating], rate_hz: int) -> NDArray[np.uint8]:
     frequencies = np.fft.rfftfreq(size, 1.0 / rate_hz)
     low, middle, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
-    loudness = np.maximum(np.minimum(rising, falling), 0.0) @ power.T  # (bands, frames)
+    # Not `@`: the threads of a matrix product cost more than they save here, and its last bits depend on their number.
+    loudness = np.einsum("bf,tf->bt", np.maximum(np.minimum(rising, falling), 0.0), power)  # (bands, frames)
     loudest = loudness.max()
     if not loudest > 0.0:
         return np.zeros(loudness.shape, np.uint8)
