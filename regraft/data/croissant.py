@@ -24,6 +24,7 @@ CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -38,11 +39,13 @@ CONTEXT: dict[str, Any] = {
     "md5": "cr:md5",
     "parentField": "cr:parentField",
     "path": "cr:path",
+    "rai": "http://mlcommons.org/croissant/RAI/",
     "recordSet": "cr:recordSet",
     "references": "cr:references",
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -149,7 +152,7 @@ def _examples(kind: str, task: str, labels: Sequence[str]) -> dict[str, Any]:
     if task == CLASSIFICATION:
         label = {
             **_field("examples/label", ["sc:Integer", "cr:Label"], "The class, by its number.", column="label"),
-            "references": {"@id": "classes/number"},
+            "references": {"field": {"@id": "classes/number"}},
         }
     else:
         one, what = ("sc:Float", "Real values") if task == REGRESSION else ("sc:Integer", "1 for each label that holds")
@@ -170,7 +173,7 @@ def _examples(kind: str, task: str, labels: Sequence[str]) -> dict[str, Any]:
             {
                 **_field("examples/split", "sc:Text", "The split it is in."),
                 "source": from_name,
-                "references": {"@id": "splits/name"},
+                "references": {"field": {"@id": "splits/name"}},
             },
         ],
     }
