@@ -8,6 +8,7 @@ from regraft.data import sources
 from regraft.data.audit import Audit, Content, Member, audit, find_copies
 from regraft.data.examples import collect
 from regraft.data.fetch import common_kind, fetch_all
+from regraft.data.grouping import SplitColumns
 from regraft.data.records import Split, open_split, read_info
 from regraft.errors import DataError
 from regraft.paths import Paths
@@ -71,6 +72,7 @@ def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool
         target_column=settings.preprocess.target_column,
         task=settings.preprocess.task,
         rare_below=settings.preprocess.min_examples_per_class,
+        split_columns=SplitColumns(settings.preprocess.group_column, settings.preprocess.time_column),
     )
     places = [(split, example) for split, held in collection.splits.items() for example in held]
     if not places:
