@@ -16,6 +16,14 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 _TENSORFLOW_FORMATS = frozenset(("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP"))
+# Of all that Pillow opens only what bears a suffix of images here: to open EPS, say, it starts Ghostscript. MPO is JPEG
+# to it; TGA, which has no mark to know it by, comes last; AVIF need not be built in.
+Image.init()
+_FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "DIB", "JPEG2000", "PPM", "TIFF", "AVIF", "TGA")
+    if name in Image.OPEN
+)
 _EXIF_ORIENTATION = 0x0112
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
@@ -98,7 +106,7 @@ def _decode(content: bytes) -> Image.Image:
     if not content:
         raise UnreadableImage("is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(
                 f"is too large ({image.width} x {image.height} pixels, at most {MAX_PIXELS:,} in all); scale it down"
