@@ -26,13 +26,14 @@ _FORMATS = tuple(
 )
 _EXIF_ORIENTATION = 0x0112
 _BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombWarning,
 )  # fmt: skip
 
 # Images above the limit are refused below, with a reason; Pillow would print a warning besides. Set once for the
 # process, because `warnings.catch_warnings` is not safe in the threads that decode.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Nor does it matter what else Pillow minds: damaged notes beside the pixels, as a rule.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(Exception):
@@ -114,6 +115,10 @@ def _decode(content: bytes) -> Image.Image:
         image.load()
     except UnidentifiedImageError:
         raise UnreadableImage(_not_an_image(content)) from None
+    except Image.DecompressionBombError:  # Pillow does not even open what is twice as large
+        raise UnreadableImage(
+            f"is too large (more than {2 * MAX_PIXELS:,} pixels, at most {MAX_PIXELS:,}); scale it down"
+        ) from None
     except _BROKEN as error:
         # Pillow may name its buffer by address, which differs from run to run.
         raise UnreadableImage(f"is broken: {re.sub(r'<[^>]*>', 'the file', str(error))}") from None
