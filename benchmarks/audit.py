@@ -1,6 +1,7 @@
 """The leakage audit: how many planted copies it finds, how often it cries wolf, and how its cost grows.
 
 python -m benchmarks.audit planted FOLDER_OR_CSV...        recall by kind of change, and false alarms
+python -m benchmarks.audit words FOLDER_OR_CSV             a word changed: both by length of text, and by threshold
 python -m benchmarks.audit growth PLOT.png [--texts-only]  time and peak memory on generated data, with both curves
 """
 
@@ -15,6 +16,7 @@ import string
 import time
 import wave
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from scipy.signal import resample_poly
 
-from regraft.data import audio_copies
+from regraft.data import audio_copies, text_copies
 from regraft.data.audit import find_copies
 from regraft.data.sources import is_image_name
 from regraft.data.text_copies import FEWEST_WORDS, fold
@@ -34,10 +36,11 @@ Pairs = set[tuple[int, int]]
 
 
 def main() -> None:
-    """Run one of the two measurements."""
+    """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("planted").add_argument("paths", nargs="+", type=Path)
+    commands.add_parser("words").add_argument("path", type=Path)
     growth_parser = commands.add_parser("growth")
     growth_parser.add_argument("plot", type=Path)
     growth_parser.add_argument("--texts-only", action="store_true")
@@ -45,6 +48,8 @@ def main() -> None:
     if arguments.command == "planted":
         for path in arguments.paths:
             planted(path)
+    elif arguments.command == "words":
+        words(arguments.path)
     else:
         growth(arguments.plot, texts_only=arguments.texts_only)
 
@@ -155,6 +160,18 @@ def _text_changes(texts: Sequence[str]) -> dict[str, Callable[[str], str | None]
 
         return replace
 
+    def put_in(text: str) -> str | None:
+        words = text.split()
+        words.insert(source.randrange(len(words) + 1), source.choice(tokens))
+        return " ".join(words) if len(words) > FEWEST_WORDS else None
+
+    def leave_out(text: str) -> str | None:
+        words = text.split()
+        if len(fold(text).split()) <= FEWEST_WORDS or len(words) < 2:
+            return None
+        del words[source.randrange(len(words))]
+        return None if " ".join(words) in known else " ".join(words)
+
     return {
         "upper case": plant(str.upper),
         "lower case": plant(str.lower),
@@ -163,7 +180,61 @@ def _text_changes(texts: Sequence[str]) -> dict[str, Callable[[str], str | None]
         "a word made up": word(lambda: "".join(source.choices(string.ascii_lowercase, k=7))),
         "a word of the vocabulary": word(lambda: source.choice(vocabulary)),
         "a word as frequent as any": word(lambda: source.choice(tokens)),
+        "a word put in": put_in,
+        "a word left out": leave_out,
     }
+
+
+LENGTHS = ((5, 5), (6, 6), (7, 7), (8, 8), (9, 10), (11, 14), (15, 19), (20, 999))
+SHIFTS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of the threshold, in nats
+
+
+def words(path: Path) -> None:
+    """Print how many texts with a word changed are found, and how many that nobody planted, by length and threshold.
+
+    Texts equal but for case and punctuation are left out at first: that they are copies is beyond doubt. Of the rest
+    not all are alarms either: people do put one question in almost the same words twice.
+    """
+    items, find, changes = _read(path)
+    first: dict[str, str] = {}
+    for text in items:
+        first.setdefault("".join(fold(text).split()) or text, text)
+    texts = list(first.values())
+    counts = [len(fold(text).split()) for text in texts]
+    chosen = random.Random(0).sample(range(len(texts)), min(5 * PLANTED, len(texts)))
+    copies = {place: copy for place in chosen if (copy := changes["a word as frequent as any"](texts[place]))}
+    wanted = {(place, len(texts) + number) for number, place in enumerate(copies)}
+    natural, found = find(texts), find([*texts, *copies.values()])
+    print(f"{path.name}: {len(texts)} texts that differ in more than case and punctuation")
+    for low, high in LENGTHS:
+        fit = {pair for pair in wanted if low <= counts[pair[0]] <= high}
+        alarms = sum(low <= counts[one] <= high for one, _ in natural)
+        of = sum(low <= count <= high for count in counts)
+        print(
+            f"  {f'{low} words' if low == high else f'{low} to {high}':<12} recall "
+            f"{len(found & fit) / max(1, len(fit)):.3f} of {len(fit):>3}; not planted {alarms:>3} pairs, "
+            f"{100 * alarms / max(1, of):.2f}% of {of} texts"
+        )
+    for shift in SHIFTS:
+        with _shifted(shift):
+            natural, found = find(texts), find([*texts, *copies.values()])
+        print(
+            f"  threshold {shift:+.0f}: recall {len(found & wanted) / len(wanted):.3f}; not planted {len(natural)} "
+            f"pairs, {100 * len(natural) / len(texts):.2f}% of the texts"
+        )
+
+
+@contextmanager
+def _shifted(shift: float) -> Iterator[None]:
+    names = ("_REPLACED", "_PUT_IN")
+    before = {name: getattr(text_copies, name) for name in names}
+    for name, value in before.items():
+        setattr(text_copies, name, value + shift)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(text_copies, name, value)
 
 
 Sound = tuple[np.ndarray, int]

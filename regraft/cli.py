@@ -314,20 +314,27 @@ def audit(
     root: Root = HERE,
     as_json: AsJson = False,
     near: Annotated[bool, typer.Option(help="Also look for near copies.")] = True,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Also look for copies in this data: written like download.source."),
+    ] = None,
 ) -> None:
     """Find copies: exact and near ones, with other labels, across splits.
 
     Reads the prepared data; without any, the source as it stands, in its own splits. Of k exact copies the first by
-    name is paired with each of the k - 1 others; near copies are paired by the first of each.
+    name is paired with each of the k - 1 others; near copies are paired by the first of each. With --against, say
+    `folder:DIR` of what a backbone was pretrained on, each example that has a copy there is listed too.
     """
     from regraft.quiet import without_noise
 
     with without_noise():
-        from regraft.data.project_audit import audit_project
+        from regraft.data.project_audit import audit_against, audit_project
 
-        found = audit_project(Paths(root.resolve()), near=near)
+        paths = Paths(root.resolve())
+        found = audit_project(paths, near=near)
+        elsewhere = audit_against(paths, against, near=near) if against else None
     if as_json:
-        _print_json(found.as_json())
+        _print_json(found.as_json() | ({"against": elsewhere.as_json()} if elsewhere else {}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -341,6 +348,12 @@ def audit(
             table.add_row(kind, *(cell.replace("[", r"\[") for cell in cells))
         if len(pairs) > _PAIRS_SHOWN:
             table.add_row(kind, f"and {len(pairs) - _PAIRS_SHOWN} more pairs (--json lists all)", *([""] * 5))
+    for kind, matches in (("exact", elsewhere.exact), ("near", elsewhere.near)) if elsewhere else ():
+        for member, name in matches[:_PAIRS_SHOWN]:
+            cells = (member.name, member.split, member.label, name, "against", "")
+            table.add_row(kind, *(cell.replace("[", r"\[") for cell in cells))
+        if len(matches) > _PAIRS_SHOWN:
+            table.add_row(kind, f"and {len(matches) - _PAIRS_SHOWN} more there (--json lists all)", *([""] * 5))
     if table.row_count:
         Console(width=None if sys.stdout.isatty() else 200).print(table)
     across = "".join(f", {count} across {splits}" for splits, count in found.across_by_splits().items())
@@ -350,6 +363,14 @@ def audit(
         f"{len(found.conflicts)} exact and {len(found.near_conflicts)} near with different labels; "
         f"{len(found.across)} in different splits{across}"
     )
+    if elsewhere:
+        touched = ", ".join(f"{count} of {split}" for split, count in elsewhere.by_split().items() if count)
+        typer.echo(
+            f"{elsewhere.examples} examples in {elsewhere.source}"
+            f"{f' ({elsewhere.unreadable} more cannot be read)' if elsewhere.unreadable else ''}: "
+            f"{len(elsewhere.exact)} examples have an exact copy there, {len(elsewhere.near)} a near one"
+            f"{f' ({touched})' if touched else ''}"
+        )
 
 
 def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> None:

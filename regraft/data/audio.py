@@ -10,7 +10,11 @@ import soundfile
 from regraft.data.waveform import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 
 LONGEST_S = 600.0
+MOST_SAMPLES = 60_000_000  # of a channel: silence packs so well that a small file could fill the memory
+_AT_ONCE = 1 << 20  # samples of all channels together
+_MOST_CHUNKS = 1000  # of a WAV file, before its sound
 _STREAMED = 0xFFFFFFFF  # the size a program writes when it does not know yet how much will follow
+_UNKNOWN = 2**63 - 1  # the number of samples that libsndfile gives for a FLAC file written by such a program
 _FULL_SCALE = 2**15
 
 
@@ -63,34 +67,66 @@ def decode(content: bytes) -> Recording:
     if content[:4] == b"RIFF":
         _require_whole_wav(content)
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            rate_hz, frames = file.samplerate, file.frames
+        with _Sound(_Bytes(content)) as file:
+            rate_hz, claimed = file.samplerate, file.frames
             if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
                 raise UnreadableAudio(
                     f"has a sampling rate of {rate_hz} Hz; {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} can be used"
                 )
-            if frames > LONGEST_S * rate_hz:
-                raise UnreadableAudio(
-                    f"is too long ({frames / rate_hz:.0f} s, at most {LONGEST_S:.0f}); cut it into pieces"
-                )
             is_plain = (file.format, file.subtype, file.channels) == ("WAV", "PCM_16", 1)
-            channels = file.read(dtype="float32", always_2d=True)
+            if claimed != _UNKNOWN:
+                _refuse_long(claimed, rate_hz)
+            samples = _mean_of_channels(file)
     except soundfile.LibsndfileError as error:
         raise UnreadableAudio(_not_audio(content, error.error_string)) from None
-    if not len(channels):
+    if not len(samples):
         raise UnreadableAudio("holds no sound (0 samples)")
-    if len(channels) < frames:
-        raise UnreadableAudio(f"is cut off: {len(channels)} of its {frames} samples are there")
-    samples = channels.mean(axis=1, dtype=np.float32)
+    if len(samples) < claimed != _UNKNOWN:
+        raise UnreadableAudio(f"is cut off: {len(samples)} of its {claimed} samples are there")
     if not np.isfinite(samples).all():
         raise UnreadableAudio("has samples that are infinite or not numbers")
     return Recording(samples, rate_hz, is_plain)
 
 
+class _Bytes(io.BytesIO):
+    """Bytes in which a damaged file may point before the beginning: soundfile would print a traceback of that."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = (0, self.tell(), len(self.getbuffer()))[whence]
+        return super().seek(max(0, start + offset))
+
+
+class _Sound(soundfile.SoundFile):
+    """A file that is read from front to back: soundfile seeks after each read, which some FLAC files do not bear."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _mean_of_channels(file: soundfile.SoundFile) -> np.ndarray:
+    """Read all of `file`, a little at a time: of the channels only their mean is kept, float32, shape (samples,)."""
+    parts = [np.empty(0, np.float32)]
+    length = 0
+    while len(block := file.read(max(1, _AT_ONCE // file.channels), dtype="float32", always_2d=True)):
+        length += len(block)
+        _refuse_long(length, file.samplerate)
+        parts.append(block.mean(axis=1, dtype=np.float32))
+    return np.concatenate(parts)
+
+
+def _refuse_long(samples: int, rate_hz: int) -> None:
+    if samples > LONGEST_S * rate_hz:
+        raise UnreadableAudio(f"is too long ({samples / rate_hz:.0f} s, at most {LONGEST_S:.0f}); cut it into pieces")
+    if samples > MOST_SAMPLES:
+        raise UnreadableAudio(f"is too long ({samples:,} samples, at most {MOST_SAMPLES:,}); cut it into pieces")
+
+
 def _require_whole_wav(content: bytes) -> None:
     """Raise if the sound of a WAV file is shorter than its header says; libsndfile reads what is left, silently."""
     at = 12
-    while at + 8 <= len(content):
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > len(content):
+            break
         size = int.from_bytes(content[at + 4 : at + 8], "little")
         if content[at : at + 4] == b"data":
             left = len(content) - at - 8

@@ -16,15 +16,24 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 _TENSORFLOW_FORMATS = frozenset(("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP"))
+# Of all that Pillow opens only what bears a suffix of images here: to open EPS, say, it starts Ghostscript. MPO is JPEG
+# to it; TGA, which has no mark to know it by, comes last; AVIF need not be built in.
+Image.init()
+_FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "DIB", "JPEG2000", "PPM", "TIFF", "AVIF", "TGA")
+    if name in Image.OPEN
+)
 _EXIF_ORIENTATION = 0x0112
 _BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombWarning,
 )  # fmt: skip
 
 # Images above the limit are refused below, with a reason; Pillow would print a warning besides. Set once for the
 # process, because `warnings.catch_warnings` is not safe in the threads that decode.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Nor does it matter what else Pillow minds: damaged notes beside the pixels, as a rule.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(Exception):
@@ -98,7 +107,7 @@ def _decode(content: bytes) -> Image.Image:
     if not content:
         raise UnreadableImage("is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(
                 f"is too large ({image.width} x {image.height} pixels, at most {MAX_PIXELS:,} in all); scale it down"
@@ -106,6 +115,10 @@ def _decode(content: bytes) -> Image.Image:
         image.load()
     except UnidentifiedImageError:
         raise UnreadableImage(_not_an_image(content)) from None
+    except Image.DecompressionBombError:  # Pillow does not even open what is twice as large
+        raise UnreadableImage(
+            f"is too large (more than {2 * MAX_PIXELS:,} pixels, at most {MAX_PIXELS:,}); scale it down"
+        ) from None
     except _BROKEN as error:
         # Pillow may name its buffer by address, which differs from run to run.
         raise UnreadableImage(f"is broken: {re.sub(r'<[^>]*>', 'the file', str(error))}") from None

@@ -1,13 +1,16 @@
-"""Auditing a project: its prepared data, or its source if nothing is prepared yet."""
+"""Auditing a project: its prepared data, or its source if nothing is prepared yet; alone, or against another source."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.data import sources
+from regraft.data.against import Against, compare, read_others
 from regraft.data.audit import Audit, Content, Member, audit, find_copies
 from regraft.data.examples import collect
-from regraft.data.fetch import common_kind, fetch_all
+from regraft.data.fetch import common_kind, fetch, fetch_all
 from regraft.data.grouping import SplitColumns
 from regraft.data.records import Split, open_split, read_info
 from regraft.errors import DataError
@@ -15,6 +18,25 @@ from regraft.paths import Paths
 from regraft.settings import Settings, load_settings
 
 _ROWS_AT_ONCE = {"image": 256, "text": 256, "audio": 8}  # recordings can be long
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """The project's examples: name, split and label of each, and their contents in the same order, read anew at a call.
+
+    Attributes:
+        kind: "image", "text" or "audio".
+        rows: (name, split, label) of each.
+        contents: Returns their contents.
+    """
+
+    kind: str
+    rows: list[tuple[str, str, str]]
+    contents: Callable[[], Iterable[Content]]
+
+    def members(self, contents: Sequence[int]) -> list[Member]:
+        """Return the rows with the number of each one's content."""
+        return [Member(*row, content) for row, content in zip(self.rows, contents, strict=True)]
 
 
 def audit_project(paths: Paths, *, near: bool = True) -> Audit:
@@ -27,24 +49,58 @@ def audit_project(paths: Paths, *, near: bool = True) -> Audit:
     Raises:
         RegraftError: If settings, source or prepared data cannot be used.
     """
+    with _examples(paths, load_settings(paths.params)) as examples:
+        copies = find_copies(examples.kind, examples.contents(), near=near)
+        return audit(examples.members(copies.contents), copies.near)
+
+
+def audit_against(paths: Paths, source: str, *, near: bool = True) -> Against:
+    """Return which of the project's examples have copies in `source`, say the data a backbone was pretrained on.
+
+    A folder or table is read where it lies; an archive, a package or a TFDS dataset is unpacked for the time being.
+
+    Args:
+        paths: The project.
+        source: As in `download.source`; relative paths start at the project's folder. Labels in it do not matter.
+        near: Whether to look for near copies too.
+
+    Raises:
+        RegraftError: If settings, prepared data or either source cannot be used.
+    """
     settings = load_settings(paths.params)
-    if paths.prepared.is_dir():
-        return _audit_prepared(paths.prepared, near=near)
+    other = sources.at_hand(sources.parse(source, paths.root), paths.root, paths.state)
+    with _examples(paths, settings) as examples, _scratch(paths) as scratch:
+        raw = other.path
+        if other.is_archive or other.scheme in ("package", "tfds"):
+            raw = scratch
+            fetch(other, raw)
+        others = read_others(examples.kind, raw, settings.preprocess.text_column)
+        members = examples.members([0] * len(examples.rows))
+        return compare(examples.kind, members, examples.contents(), others, source=source, near=near)
+
+
+@contextmanager
+def _scratch(paths: Paths) -> Iterator[Path]:
     paths.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="audit-") as scratch:
-        return _audit_source(settings, paths, Path(scratch), near=near)
+        yield Path(scratch)
 
 
-def _audit_prepared(prepared: Path, *, near: bool) -> Audit:
+@contextmanager
+def _examples(paths: Paths, settings: Settings) -> Iterator[_Examples]:
+    """Yield the examples that are prepared, or else those of the source."""
+    if paths.prepared.is_dir():
+        yield _prepared(paths.prepared)
+        return
+    with _scratch(paths) as scratch:
+        yield _collected(settings, paths, scratch)
+
+
+def _prepared(prepared: Path) -> _Examples:
     info = read_info(prepared)
-    splits = {split: open_split(prepared, split) for split in info.counts}
-    copies = find_copies(info.kind, _contents(list(splits.values())), near=near)
-    places = [(split, row) for split, rows in splits.items() for row in range(len(rows))]
-    members = [
-        Member(splits[split].names[row], split, splits[split].target(row), content)
-        for (split, row), content in zip(places, copies.contents, strict=True)
-    ]
-    return audit(members, copies.near)
+    splits = {name: open_split(prepared, name) for name in info.counts}
+    rows = [(split.names[row], name, split.target(row)) for name, split in splits.items() for row in range(len(split))]
+    return _Examples(info.kind, rows, lambda: _contents(list(splits.values())))
 
 
 def _contents(splits: Sequence[Split]) -> Iterator[Content]:
@@ -55,7 +111,7 @@ def _contents(splits: Sequence[Split]) -> Iterator[Content]:
             yield from split.inputs(range(start, min(start + step, len(split))))
 
 
-def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool) -> Audit:
+def _collected(settings: Settings, paths: Paths, scratch: Path) -> _Examples:
     raw = paths.raw
     named = sources.parse_all(settings.download.sources, paths.root)
     found = {folder: sources.at_hand(source, paths.root, paths.state) for folder, source in named.items()}
@@ -77,9 +133,5 @@ def _audit_source(settings: Settings, paths: Paths, scratch: Path, *, near: bool
     places = [(split, example) for split, held in collection.splits.items() for example in held]
     if not places:
         raise DataError(f"source {', '.join(settings.download.sources)} holds no example that can be used.")
-    copies = find_copies(collection.kind, (example.content for _, example in places), near=near)
-    members = [
-        Member(example.name, split, example.label, content)
-        for (split, example), content in zip(places, copies.contents, strict=True)
-    ]
-    return audit(members, copies.near)
+    rows = [(example.name, split, example.label) for split, example in places]
+    return _Examples(collection.kind, rows, lambda: (example.content for _, example in places))

@@ -189,8 +189,9 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
         rest = local
     try:
         path = (root / Path(rest).expanduser()).resolve()
-    except RuntimeError as error:  # `~somebody` who has no home folder
-        raise DataError(f"source {source!r}: {error} Write the path of the folder instead.") from None
+    except RuntimeError as error:  # `~somebody` who has no home folder, or a link to itself
+        why = str(error).removesuffix(".")
+        raise DataError(f"source {source!r}: {why}. Write the path of the folder instead.") from None
     if not path.exists():
         raise DataError(f"source {source!r}: {path} does not exist. {_what_is_there(path)}")
     _refuse_own_folders(source, path, (project or root).resolve())

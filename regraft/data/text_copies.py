@@ -1,33 +1,44 @@
 """Copies of texts: the same but for case and punctuation, the same but for one word, and long texts that share most.
 
-All comparisons are of *folded* texts. Texts that differ in one word meet under the hash of what is left without it;
-longer ones with several changes meet through MinHash. One changed word proves little among short questions from one
-mould ("how do I order my card", "where do I order my card"), so such a pair counts only if its evidence suffices: how
-surprising the shared words and the odd one are in this very set of texts, and how few texts fit the same gap.
+All comparisons are of *folded* texts. Texts that differ in one word, be it replaced, put in or left out, meet under the
+hash of what is left without it; longer ones with several changes meet through MinHash. One word proves little among
+short questions from one mould ("how do I order my card", "where do I order my card"), so such a pair counts only if its
+evidence suffices: how surprising the shared words are in this very set of texts, how ill the odd one fits among them,
+and how few texts have the same gap.
+
+Short texts set a bound to this. In banking77 2,139 pairs of its 13,018 different questions differ in a word by nature,
+many because one person put another's question in other words. The thresholds let 1% of the examples have such a pair
+reported; of planted copies with a word replaced nine in ten are then found (nearly all from 11 words on, half of those
+of 5 words), with a word put in or left out one in two. Among 6,000 of these questions, and in other data, it is 95% and
+more (benchmarks/audit.py prints all of this).
 """
 
 import hashlib
 import unicodedata
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 FEWEST_WORDS = 5  # of texts that may differ in a word
-_GAP_FILLINGS = 20  # a gap that more texts fill is a mould, not a copy
-# Weights of the evidence, in nats; calibrated on banking77 (benchmarks/audit.py), of whose examples less than 1% differ
-# in a word with enough of it. The more texts, the more of them meet by chance: n of them make some n * n pairs.
-_SHARED, _MOULD, _ENOUGH = 0.34, 7.2, 10.3
+_GAP_FILLINGS = 20  # a gap that more texts have is a mould, not a copy
+# Weights of the evidence, in nats, fitted by logistic regression to planted changes and natural pairs of banking77; the
+# thresholds let through natural pairs for 1% of its examples. The more texts, the more of them meet by chance.
+_SHARED, _MISFIT, _RARE, _MOULD = 0.23, 0.4, 0.17, 2.8
+_REPLACED, _PUT_IN, _BY_NUMBER = -9.1, -5.7, 1.6
+_FEW = 1500  # texts: of fewer the evidence is as of so many
 _SHINGLE = 2  # words
 _LONG_WORDS = 40  # from here on texts may differ in more than a word
 _PERMUTATIONS, _BAND = 64, 4
 _BUCKET = 16  # members of a band's bucket that are compared with its first
 _JACCARD = 0.75
-_ROWS_AT_ONCE = 4096
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers never vanish modulo 2**64
-_PRIME = np.uint64((1 << 61) - 1)
+_INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
+_LENGTH = np.uint64(0x517CC1B727220A95)
+_AT_ONCE = 1 << 20  # words
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -43,7 +54,7 @@ def near_copies(texts: Sequence[str]) -> list[tuple[int, int]]:
     kept: list[int] = []
     lengths: list[int] = []
     numbers: dict[str, int] = {}
-    flat: list[NDArray[np.int32]] = []
+    flat = array("i")
     for place, text in enumerate(texts):
         words = fold(text).split()
         key = hashlib.blake2b(("".join(words) or text.strip()).encode(), digest_size=12).digest()
@@ -53,10 +64,11 @@ def near_copies(texts: Sequence[str]) -> list[tuple[int, int]]:
             continue
         kept.append(place)
         lengths.append(len(words))
-        flat.append(np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int32))
+        flat.extend(numbers.setdefault(word, len(numbers)) for word in words)
+    del first_of
     if kept:
-        corpus = _Corpus.of(flat, lengths, len(numbers))
-        del flat
+        starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+        corpus = _Corpus(np.frombuffer(flat, np.int32), starts, len(numbers))
         for i, j in {*_one_word_apart(corpus), *_mostly_shared(corpus)}:
             pairs.add((min(kept[i], kept[j]), max(kept[i], kept[j])))
     return sorted(pairs)
@@ -98,10 +110,6 @@ class _Corpus:
     starts: Places
     vocabulary: int
 
-    @classmethod
-    def of(cls, texts: Sequence[NDArray[np.int32]], lengths: Sequence[int], vocabulary: int) -> "_Corpus":
-        return cls(np.concatenate(texts), np.r_[0, np.cumsum(lengths)].astype(np.int64), vocabulary)
-
     @property
     def lengths(self) -> Places:
         return np.diff(self.starts)
@@ -109,97 +117,218 @@ class _Corpus:
     def text(self, number: int) -> NDArray[np.int32]:
         return self.words[self.starts[number] : self.starts[number + 1]]
 
-    def places(self) -> tuple[Places, Places]:
+    def places(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return for each of `words` the number of its text and its place in it."""
-        owners = np.repeat(np.arange(len(self.starts) - 1), self.lengths)
-        return owners, np.arange(len(self.words)) - self.starts[owners]
+        owners = np.repeat(np.arange(len(self.starts) - 1, dtype=np.int32), self.lengths)
+        return owners, np.arange(len(self.words), dtype=np.int32) - self.starts.astype(np.int32)[owners]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of texts that are equal without one word.
+
+    Attributes:
+        texts: Numbers of both texts, shape (2, N).
+        places: Where the odd word stands in each, shape (2, N); -1 in a text that lacks it.
+        fillings: How many texts have the same gap, shape (N,).
+    """
+
+    texts: Places
+    places: Places
+    fillings: Places
+
+    @property
+    def gaps(self) -> Places:
+        """The place at which the two texts part, shape (N,)."""
+        return self.places.max(axis=0)
 
 
 def _one_word_apart(corpus: _Corpus) -> list[tuple[int, int]]:
     """Return pairs of texts of `FEWEST_WORDS` or more that differ in one word, with enough evidence for a copy."""
+    pairs = _equal_but_for_a_word(corpus)
+    if not pairs.fillings.size:
+        return []
+    enough = np.where(pairs.places.min(axis=0) < 0, _PUT_IN, _REPLACED) + _BY_NUMBER * np.log(
+        max(_FEW, len(corpus.starts) - 1)
+    )
+    found = np.flatnonzero(_evidence(corpus, pairs) > enough)
+    return [
+        (one, other)
+        for (one, other), places in zip(
+            pairs.texts[:, found].T.tolist(), pairs.places[:, found].T.tolist(), strict=True
+        )
+        if np.array_equal(_without(corpus.text(one), places[0]), _without(corpus.text(other), places[1]))
+    ]
+
+
+def _without(text: NDArray[np.int32], place: int) -> NDArray[np.int32]:
+    return text if place < 0 else np.delete(text, place)
+
+
+def _equal_but_for_a_word(corpus: _Corpus) -> _Pairs:
+    """Return the pairs of texts whose hashes are equal after leaving out one word of either at one place, or of one."""
+    keys, owners, places = _left_out(corpus)
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    del keys
+    edges = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True])
+    sizes = np.diff(edges)
+    ones, others, fillings = [], [], []
+    for size in range(2, _GAP_FILLINGS + 1):
+        buckets = order[edges[:-1][sizes == size][:, None] + np.arange(size)]
+        for one, other in combinations(range(size), 2):
+            a, b = buckets[:, one], buckets[:, other]
+            # A word that moved is another matter; and one of two equal neighbours may be left out of one text.
+            fit = (owners[a] != owners[b]) & ((places[a] == places[b]) | ((places[a] < 0) != (places[b] < 0)))
+            ones.append(a[fit])
+            others.append(b[fit])
+            fillings.append(np.full(int(fit.sum()), size))
+    rows = np.stack([np.concatenate(ones), np.concatenate(others)])
+    return _Pairs(owners[rows].astype(np.int64), places[rows].astype(np.int64), np.concatenate(fillings))
+
+
+def _left_out(corpus: _Corpus) -> tuple[Hashes, NDArray[np.int32], NDArray[np.int32]]:
+    """Return hashes of every text without each of its words and of every text whole, its number, and the place."""
     owners, places = corpus.places()
-    terms = _mix(corpus.words.astype(np.uint64)) * _powers(int(corpus.lengths.max(initial=0)))[places]
+    terms = _mix(np.arange(corpus.vocabulary, dtype=np.uint64))[corpus.words]
+    terms *= _powers(int(corpus.lengths.max(initial=0)))[places]
     sums = np.r_[np.uint64(0), np.cumsum(terms, dtype=np.uint64)]
     wholes = sums[corpus.starts[1:]] - sums[corpus.starts[:-1]]
-    fit = corpus.lengths[owners] >= FEWEST_WORDS
-    owners, places = owners[fit], places[fit]
-    gaps = _mix(wholes[owners] - terms[fit] + _mix((places * 65_537 + corpus.lengths[owners]).astype(np.uint64)))
-    order = np.argsort(gaps, kind="stable")
-    pairs: list[tuple[int, int]] = []
-    enough = _ENOUGH + _SHARED * 2.0 * np.log(len(wholes))
-    language = None
-    for bucket in _runs(gaps[order]):
-        if not 2 <= len(bucket) <= _GAP_FILLINGS:
-            continue
-        rows = order[bucket]
-        language = language or _Language.of(corpus)
-        place = int(places[rows[0]])
-        found = [int(owners[row]) for row in rows]
-        texts = [corpus.text(number) for number in found]
-        surprises = [language.surprise(text, place) for text in texts]
-        for one in range(len(found)):
-            for other in range(one + 1, len(found)):
-                if not _differ_only_at(texts[one], texts[other], place):
-                    continue
-                shared = np.delete(surprises[one], (place, place + 1)).sum()
-                odd = max(surprises[one][place : place + 2].sum(), surprises[other][place : place + 2].sum())
-                if _SHARED * shared + odd - _MOULD * np.log(len(found)) > enough:
-                    pairs.append((found[one], found[other]))
-    return pairs
+    lengths = corpus.lengths.astype(np.uint64)
+    long = corpus.lengths >= FEWEST_WORDS
+    words = np.flatnonzero(long[owners])
+    keys = np.empty(len(words) + int(long.sum()), np.uint64)
+    for start in range(0, len(words), _AT_ONCE):
+        part = words[start : start + _AT_ONCE]
+        text = owners[part]
+        before = sums[part] - sums[corpus.starts[text]]
+        after = wholes[text] - before - terms[part]
+        # What comes after moves up by one place.
+        keys[start : start + len(part)] = _mix(before + after * _INVERSE + (lengths[text] - np.uint64(1)) * _LENGTH)
+    keys[len(words) :] = _mix(wholes + lengths * _LENGTH)[long]
+    return (
+        keys,
+        np.concatenate([owners[words], np.flatnonzero(long).astype(np.int32)]),
+        np.concatenate([places[words], np.full(int(long.sum()), -1, np.int32)]),
+    )
 
 
-def _differ_only_at(one: NDArray[np.int32], other: NDArray[np.int32], place: int) -> bool:
-    return len(one) == len(other) and bool((np.flatnonzero(one != other) == place).all())
+def _evidence(corpus: _Corpus, pairs: _Pairs) -> NDArray[np.float64]:
+    """Return how much speaks for a copy in each of `pairs`: sums of surprises, weighted; shape (N,).
+
+    The odd word misfits if it and the two words after it are more surprising than a word drawn at random in its place.
+    Of the two texts the one with the greater misfit is taken for the copy.
+    """
+    language = _Language.of(corpus)
+    sums = np.r_[0.0, np.cumsum(language.given_both, dtype=np.float64)]
+    shared, misfit, rare = (np.empty(pairs.texts.shape) for _ in range(3))
+    for side, (texts, places) in enumerate(zip(pairs.texts, pairs.places, strict=True)):
+        first = corpus.starts[texts] + texts + 1
+        end = first + corpus.lengths[texts] + 1
+        gap, has_word = first + pairs.gaps, places >= 0
+        after = np.minimum(gap + np.where(has_word, 3, 2), end)
+        shared[side] = sums[gap] - sums[first] + sums[end] - sums[after]
+        around = [
+            np.where(gap + step < after, language.given_one[np.minimum(gap + step, end - 1)], 0) for step in range(3)
+        ]
+        misfit[side] = sum(around) - np.where(has_word, language.alone[gap], 0)
+        rare[side] = np.where(has_word, around[0], 0)
+    weighted = _SHARED * shared.min(axis=0) + _MISFIT * misfit.max(axis=0) + _RARE * rare.max(axis=0)
+    return np.asarray(weighted - _MOULD * np.log(pairs.fillings))
 
 
 @dataclass(frozen=True)
 class _Language:
-    """How often words and pairs of neighbours occur in the texts; one number past the words stands for an end."""
+    """How surprising each word is, and the end of each text: minus its log probability after the two words before.
 
-    end: int
-    singles: Places
-    lefts: Places
-    pairs: NDArray[np.int64]
-    counts: Places
+    Positions are those of the texts end to end, each with a mark before it, and one mark at the end of all.
+
+    Attributes:
+        given_one: With the text itself left out of the counts, float32.
+        given_both: With two texts that have these words left out.
+        alone: Whatever stands before, the text left out.
+
+    Source: interpolated trigrams with weights after Witten & Bell, 1991 (method C).
+    """
+
+    given_one: NDArray[np.float32]
+    given_both: NDArray[np.float32]
+    alone: NDArray[np.float32]
 
     @classmethod
     def of(cls, corpus: _Corpus) -> "_Language":
         end = corpus.vocabulary
-        keys = np.concatenate(
-            [
-                corpus.words[:-1].astype(np.int64) * (end + 1) + corpus.words[1:],
-                np.int64(end) * (end + 1) + corpus.words[corpus.starts[:-1][corpus.lengths > 0]],
-                corpus.words[corpus.starts[1:][corpus.lengths > 0] - 1].astype(np.int64) * (end + 1) + end,
-            ]
+        owners, _ = corpus.places()
+        stream = np.full(len(corpus.words) + len(corpus.starts), end, np.int32)
+        stream[np.arange(len(corpus.words)) + owners + 1] = corpus.words
+        del owners
+        singles = np.bincount(stream, minlength=end + 1)
+        twos, followed, kinds = _count_after(stream[:-1], stream[1:], end + 1, contexts=end + 1)
+        # A pair whose second word is the mark is the end of a text: what comes next does not depend on it.
+        inside = np.flatnonzero(stream[1:-1] != end)
+        threes, followed_two, kinds_two = _count_after(
+            twos.numbers[inside], stream[2:][inside], end + 1, contexts=len(twos.counts)
         )
-        # A last word and the first of the next text are no neighbours.
-        apart = np.ones(len(keys), bool)
-        inner = corpus.starts[1:-1]
-        apart[inner[(inner > 0) & (inner < len(corpus.words))] - 1] = False
-        pairs, counts = np.unique(keys[apart], return_counts=True)
-        texts = len(corpus.starts) - 1
-        singles = np.bincount(corpus.words, minlength=end + 1)
-        singles[end] = texts
-        lefts = np.bincount(pairs // (end + 1), weights=counts, minlength=end + 1).astype(np.int64)
-        return cls(end, singles, lefts, pairs, counts)
+        surprises = [np.empty(len(stream), np.float32) for _ in range(3)]
+        rows = np.full(len(stream), -1, np.int32)  # of each position in `threes`
+        rows[inside + 2] = np.arange(len(inside), dtype=np.int32)
+        for start in range(0, len(stream), _AT_ONCE):
+            at = np.arange(start, min(start + _AT_ONCE, len(stream)))
+            before = np.maximum(at - 1, 0)
+            two, three = twos.numbers[np.maximum(at - 1, 0)], rows[at]
+            context = twos.numbers[np.maximum(at - 2, 0)]
+            for own, kept in ((2, surprises[1]), (1, surprises[0])):
+                alone = (np.maximum(singles[stream[at]] - own, 0) + 1) / (len(stream) + end + 1)
+                given = _interpolated(
+                    twos.counts[two], followed[stream[before]], kinds[stream[before]], own=own, otherwise=alone
+                )
+                trigram = _interpolated(
+                    threes.counts[threes.numbers[three]], followed_two[context], kinds_two[context],
+                    own=own, otherwise=given,
+                )  # fmt: skip
+                kept[at] = -np.log(np.where(three >= 0, trigram, given))
+            surprises[2][at] = -np.log(alone)
+        return cls(*surprises)
 
-    def surprise(self, text: NDArray[np.int32], gap: int) -> NDArray[np.float64]:
-        """Return minus the log probability, in nats, of each word of `text` and of its end, given the word before.
 
-        The text itself is left out of the counts, and but for the word at `gap` so is the one compared with it. Words
-        never seen elsewhere keep a hundredth of the probability.
-        """
-        own = np.full(len(text) + 1, 2)
-        own[gap : gap + 2] = 1
-        before = np.r_[self.end, text].astype(np.int64)
-        after = np.r_[text, self.end].astype(np.int64)
-        keys = before * (self.end + 1) + after
-        together = self.counts[np.searchsorted(self.pairs, keys)] - own
-        total = self.singles.sum()
-        given = together / np.maximum(1, self.lefts[before] - own)
-        alone = np.maximum(0, self.singles[after] - own) / total
-        surprise: NDArray[np.float64] = -np.log(0.75 * given + 0.24 * alone + 0.01 / (self.end + 1))
-        return surprise
+@dataclass(frozen=True)
+class _Counts:
+    """Different things by number: `numbers` of each occurrence, `counts` of each number."""
+
+    numbers: NDArray[np.int32]
+    counts: NDArray[np.int32]
+
+
+def _count_after(
+    before: NDArray[np.int32], words: NDArray[np.int32], vocabulary: int, *, contexts: int
+) -> tuple[_Counts, NDArray[np.int32], NDArray[np.int32]]:
+    """Return counts of (before, word); and by `before` how often, and by how many different words, it is followed."""
+    keys = before.astype(np.int64) * vocabulary + words
+    order = np.argsort(keys)
+    keys = keys[order]
+    is_new = np.r_[True, keys[1:] != keys[:-1]][: len(keys)]
+    starts = np.flatnonzero(is_new)
+    numbers = np.empty(len(keys), np.int32)
+    numbers[order] = np.cumsum(is_new, dtype=np.int32) - 1
+    counts = np.diff(np.r_[starts, len(keys)]).astype(np.int32)
+    followed = np.bincount(before, minlength=contexts).astype(np.int32)
+    kinds = np.bincount(keys[starts] // vocabulary, minlength=contexts).astype(np.int32)
+    return _Counts(numbers, counts), followed, kinds
+
+
+def _interpolated(
+    together: NDArray[np.int32],
+    followed: NDArray[np.int32],
+    kinds: NDArray[np.int32],
+    *,
+    own: int,
+    otherwise: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the probability of a word after a context, `own` occurrences of both left out of the counts."""
+    rest = np.maximum(followed - own, 0)
+    new = kinds - (together <= own)
+    seen = np.maximum(together - own, 0)
+    return np.where(rest + new > 0, (seen + new * otherwise) / np.maximum(rest + new, 1), otherwise)
 
 
 def _mostly_shared(corpus: _Corpus) -> list[tuple[int, int]]:

@@ -122,6 +122,26 @@ def test_punctuation_that_parted_words_may_vanish_with_its_space():
     assert text_copies.near_copies(["Well,I can't say: go/stop!", "well i cant say go stop"]) == [(0, 1)]
 
 
+@pytest.mark.parametrize("place", [0, 4, 9])
+def test_a_word_may_be_put_in_or_left_out(place):
+    random = np.random.default_rng(2)
+    texts = [" ".join(random.choice([f"word{n}" for n in range(200)], 10)) for _ in range(60)]
+    words = texts[7].split()
+    longer, shorter = [*words[:place], "zebra", *words[place:]], [*words[:place], *words[place + 1 :]]
+    for changed in (longer, shorter):
+        assert text_copies.near_copies([*texts, " ".join(changed)]) == [(7, 60)]
+
+
+def test_a_frequent_word_where_it_does_not_belong_tells_a_copy_from_a_question_put_in_other_words():
+    things = [f"{kind} {thing}" for kind in ("old", "new", "red") for thing in WORDS]
+    asked = [
+        f"please tell me where to find the {thing} of my {other}" for thing in things for other in ("house", "car")
+    ]
+    asked += [f"{ask} is the way to the {thing}" for ask in ("what", "which") for thing in things]
+    odd = asked[3].replace("where to", "where of")
+    assert text_copies.near_copies([*asked, odd]) == [(3, len(asked))]
+
+
 def test_questions_from_one_mould_are_not_copies_of_each_other():
     asked = [f"how do i {verb} my {thing}" for verb in ("order", "lose", "find", "stop") for thing in WORDS]
     assert text_copies.near_copies(asked) == []

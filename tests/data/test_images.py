@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -180,3 +182,17 @@ def test_inspecting_and_converting_agree_on_what_is_broken():
     for function in (inspect, to_png):
         with pytest.raises(UnreadableImage, match="truncated"):
             function(encode("JPEG")[:-200])
+
+
+def test_an_image_too_large_even_for_pillow_to_open_is_told_its_size_and_not_called_an_attack():
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    with pytest.raises(UnreadableImage, match=r"is too large \(more than 178,956,970 pixels, at most 89,478,485\)"):
+        inspect(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b""))
+
+
+def test_a_document_that_would_start_a_program_is_no_image_whatever_its_name():
+    with pytest.raises(UnreadableImage, match="is not an image"):
+        inspect(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
