@@ -68,7 +68,9 @@ def audit_against(paths: Paths, source: str, *, near: bool = True) -> Against:
         RegraftError: If settings, prepared data or either source cannot be used.
     """
     settings = load_settings(paths.params)
-    other = sources.at_hand(sources.parse(source, paths.root), paths.root, paths.state)
+    other = sources.parse(source, paths.root)
+    if other.url is not None:
+        raise DataError(f"source {source!r} is not on this machine; fetch it, and name the folder or file.")
     with _examples(paths, settings) as examples, _scratch(paths) as scratch:
         raw = other.path
         if other.is_archive or other.scheme in ("package", "tfds"):
