@@ -50,7 +50,7 @@ class PreprocessSettings(Section):
 
     kind: Literal["auto", "image", "text", "audio"] = "auto"
     task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
-    text_column: str | None = None
+    text_column: str | Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     target_column: str | Annotated[list[str], Field(min_length=1)] | None = None
     validation_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.15
     test_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.2
