@@ -50,7 +50,7 @@ class PreprocessSettings(Section):
 
     kind: Literal["auto", "image", "text", "audio"] = "auto"
     task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
-    text_column: str | None = None
+    text_column: str | Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     target_column: str | Annotated[list[str], Field(min_length=1)] | None = None
     group_column: str | None = None
     group_pattern: str | None = None

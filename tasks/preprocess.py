@@ -216,6 +216,7 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
     report: dict[str, Any] = {
         "kind": collection.kind,
         "columns": collection.columns,
+        **({"pair": list(collection.pair)} if collection.pair else {}),
         "task": collection.task,
         "labels": list(labels),
         **_describe_targets(collection.task, splits, labels),
