@@ -27,7 +27,7 @@ from regraft.data.records import Example, write_prepared
 from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
-from regraft.data.validation import check
+from regraft.data.validation import check, find_doubts
 from regraft.errors import DataError
 from regraft.files import read_json, replace_directory, write_bytes, write_json
 from regraft.paths import Paths
@@ -78,23 +78,26 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             times=times,
         )
         across = groups_across(splits)
-        found = audit(
-            [
-                Member(example.name, split, example.label, content_of[example.name])
-                for split, held in splits.items()
-                for example in held
-            ],
-            copies.near,
-        )
+        found = audit(members(splits, content_of), copies.near)
         dropped: set[str] = set()
         if preprocess.leaks == "drop":
             dropped = {member.name for member in found.to_drop} | outranked(splits, across)
         splits = {split: [e for e in held if e.name not in dropped] for split, held in splits.items()}
+        doubts = find_doubts(
+            members(splits, content_of),
+            copies.near,
+            {example.name: example.group for held in splits.values() for example in held if example.group},
+        )
         labels = list(collection.target_names) or sort_labels(
             {example.label for examples in splits.values() for example in examples}
         )
         report = paths.reports / "data.json"
-        leakage = {**found.report(preprocess.leaks, sorted(dropped)), "groups": describe_groups(collection, across)}
+        leakage = {
+            **found.report(preprocess.leaks, sorted(dropped)),
+            "groups": describe_groups(collection, across),
+            "leaked_test_examples": len(doubts.leaked),
+            "conflicting_examples": len(doubts.conflicting),
+        }
         rows = card.choose_rows(splits, labels, collection.task)
         described = {**describe(collection, splits, labels), "split_by": "hash" if times is None else "time"}
         write_json(report, {**described, "leakage": leakage, "shown": card.describe_rows(rows)})
@@ -108,6 +111,9 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             min_examples_per_class=preprocess.min_examples_per_class,
             max_rejected_fraction=preprocess.max_rejected_fraction,
             rejects_file=str(report.relative_to(paths.root)),
+            doubts=doubts,
+            max_leak_fraction=preprocess.max_leak_fraction,
+            max_conflict_fraction=preprocess.max_conflict_fraction,
         )
         with replace_directory(paths.prepared) as directory:
             write_prepared(directory, kind, labels, splits, task=collection.task)
@@ -134,6 +140,15 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         {CLASSIFICATION: "classes", MULTILABEL: "labels", REGRESSION: "real value(s)"}[collection.task],
         ", ".join(f"{len(examples)} {split}" for split, examples in splits.items()),
     )  # fmt: skip
+
+
+def members(splits: Mapping[str, Sequence[Example]], content_of: Mapping[str, int]) -> list[Member]:
+    """Return the examples as the audit sees them, given the number of each one's content by its name."""
+    return [
+        Member(example.name, split, example.label, content_of[example.name])
+        for split, held in splits.items()
+        for example in held
+    ]
 
 
 def with_groups(collection: Collection, pattern: str) -> Collection:
