@@ -35,7 +35,7 @@ from regraft.settings import PreprocessSettings
 
 log = logging.getLogger(__name__)
 
-_LEAKS_SHOWN = 20
+_SHOWN = 20
 _GROUPS_LISTED = 1000
 
 
@@ -177,6 +177,9 @@ def with_times(collection: Collection) -> tuple[Collection, dict[str, Time] | No
     """Return the times of the examples to split, by name, and `collection` without those that have none.
 
     If the source has all splits itself there is nothing to do, and None for the times.
+
+    Raises:
+        DataError: If most have none.
     """
     if collection.splits.get("validation") and collection.splits.get("test"):
         log.warning("preprocess.time_column has no effect: the source has a validation and a test split of its own")
@@ -185,6 +188,12 @@ def with_times(collection: Collection) -> tuple[Collection, dict[str, Time] | No
     times, reasons = parse_times({example.name: example.time for example in train})
     unusable = [Reject(e.name, reasons[e.name], e.label) for e in train if e.name in reasons]
     kept = [example for example in train if example.name in times]
+    if len(unusable) > len(kept):
+        shown = "".join(f"\n    {reject.name} {reject.reason}" for reject in unusable[:_SHOWN])
+        raise DataError(
+            f"preprocess.time_column is {collection.columns['time']!r}, and {len(unusable)} of {len(train)} examples "
+            f"to split have no time there that can be read; the first of them:{shown}"
+        )
     rejects = sorted([*collection.rejects, *unusable], key=lambda reject: reject.name)
     return replace(collection, splits={**collection.splits, "train": kept}, rejects=rejects), times
 
@@ -287,8 +296,8 @@ def _refuse(found: Audit, groups: Mapping[str, Mapping[str, int]], report: str) 
             for name, held in groups.items()
         ),
     ]
-    shown = "".join(f"\n    {line}" for line in lines[:_LEAKS_SHOWN])
-    rest = len(lines) - _LEAKS_SHOWN
+    shown = "".join(f"\n    {line}" for line in lines[:_SHOWN])
+    rest = len(lines) - _SHOWN
     raise DataError(
         f"{what} stand in different splits, and preprocess.leaks is 'refuse'. Take them out of the source, or write "
         f"`leaks: drop` or `leaks: report`; {report} lists them:{shown}"

@@ -43,9 +43,8 @@ def find_doubts(members: Sequence[Member], near: Iterable[tuple[int, int]], grou
     for one, other in near:
         close.setdefault(one, set()).add(other)
         close.setdefault(other, set()).add(one)
-    labels: dict[int, set[str]] = {}
-    for member in members:
-        labels.setdefault(member.content, set()).add(member.label)
+    first_label: dict[int, str] = {}
+    several = {m.content for m in members if first_label.setdefault(m.content, m.label) != m.label}
     leaked = [
         member.name
         for member in members
@@ -56,7 +55,7 @@ def find_doubts(members: Sequence[Member], near: Iterable[tuple[int, int]], grou
             or groups.get(member.name) in seen_groups
         )
     ]
-    return Doubts(leaked, [member.name for member in members if len(labels[member.content]) > 1])
+    return Doubts(leaked, [member.name for member in members if member.content in several])
 
 
 def check(
@@ -98,7 +97,7 @@ def check(
             max_leak_fraction,
             doubts.leaked,
             len(splits.get("test", ())),
-            "test examples have a copy, or one of their group, in train or validation; remove them, or set `leaks: drop`",
+            "test examples have a copy, or one of their group, in train or validation; remove it, or set `leaks: drop`",
         ),
         *_too_many(
             "max_conflict_fraction",
