@@ -12,12 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-<<<<<<< HEAD
-from regraft.data import audio, several
-from regraft.data.grouping import NO_COLUMNS, SplitColumns
-=======
 from regraft.data import audio, pairs, several
->>>>>>> sources
+from regraft.data.grouping import NO_COLUMNS, SplitColumns
 from regraft.data.images import Inspection, UnreadableImage, inspect, to_png
 from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
@@ -402,30 +398,23 @@ def collect_texts(
     parsed = {split: read_table(raw / name) for split, name in by_split.items()}
     train = parsed["train"]
     named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
-<<<<<<< HEAD
-    taken = dict.fromkeys(named, "target") | ({text_column: "text"} if text_column else {})
+    given = [text_column] if isinstance(text_column, str) else list(text_column or ())
+    if len(set(given)) < len(given):
+        raise DataError(f"preprocess.text_column names {given[0]!r} twice; a pair needs two columns.")
+    taken = dict.fromkeys(named, "target") | dict.fromkeys(given, "text")
     split_columns.require(train.name, train.header, taken)
     rest = split_columns.without(train.header)
     header = [train.header[place] for place in rest]
     rows = [fields for _, fields in train.rows]
     telling = [[fields[place] for place in rest] for fields in rows if len(fields) == len(train.header)]
-    text, target = choose_columns(train.name, header, telling, text_column, named[0] if named else None)
-    for other in named[1:]:
-        choose_columns(train.name, header, telling, text, other)  # it must exist, and be another one
-=======
-    given = [text_column] if isinstance(text_column, str) else list(text_column or ())
-    if len(set(given)) < len(given):
-        raise DataError(f"preprocess.text_column names {given[0]!r} twice; a pair needs two columns.")
-    rows = [fields for _, fields in train.rows]
     text, target = choose_columns(
-        train.name, train.header, rows, given[0] if given else None, named[0] if named else None, taken=given[1:]
+        train.name, header, telling, given[0] if given else None, named[0] if named else None, taken=given[1:]
     )
     texts = (text, *given[1:])
     for other in named[1:]:
-        choose_columns(train.name, train.header, rows, text, other)  # it must exist, and be another one
+        choose_columns(train.name, header, telling, text, other)  # it must exist, and be another one
     for other in given[1:]:
-        choose_columns(train.name, train.header, rows, other, target)
->>>>>>> sources
+        choose_columns(train.name, header, telling, other, target)
     targets = tuple(named) or (target,)
     places = [train.header.index(column) for column in targets]
     cells = [[fields[place] for place in places] for fields in rows if len(fields) == len(train.header)]
@@ -448,11 +437,7 @@ def collect_texts(
                 f"{quoted(table.header)}. Every table needs the text and the label; without labels it cannot serve as "
                 f"{split} split."
             )
-<<<<<<< HEAD
-        for result in _read_rows(table, text, reader, split_columns):
-=======
-        for result in _read_rows(table, texts, reader):
->>>>>>> sources
+        for result in _read_rows(table, texts, reader, split_columns):
             if isinstance(result, Reject):
                 rejects.append(result)
             else:
@@ -462,11 +447,7 @@ def collect_texts(
         splits=splits,
         rejects=rejects,
         ignored_files=len(names) - len(by_split),
-<<<<<<< HEAD
-        columns={"text": text, "target": ", ".join(targets)} | split_columns.names,
-=======
-        columns={"text": ", ".join(texts), "target": ", ".join(targets)},
->>>>>>> sources
+        columns={"text": ", ".join(texts), "target": ", ".join(targets)} | split_columns.names,
         task=reader.task,
         target_names=reader.names,
         pair=texts if len(texts) > 1 else (),
@@ -482,15 +463,10 @@ def _reader(columns: Sequence[str], rows: Sequence[Sequence[str]], task: str, ra
     return reader
 
 
-<<<<<<< HEAD
 def _read_rows(
-    table: Table, text: str, reader: TargetReader, split_columns: SplitColumns
+    table: Table, texts: Sequence[str], reader: TargetReader, split_columns: SplitColumns
 ) -> Iterator[Example | Reject]:
-    text_place = table.header.index(text)
-=======
-def _read_rows(table: Table, texts: Sequence[str], reader: TargetReader) -> Iterator[Example | Reject]:
     text_places = [table.header.index(column) for column in texts]
->>>>>>> sources
     target_places = [table.header.index(column) for column in reader.columns]
     for line, fields in table.rows:
         name = f"{table.name}:{line}"
@@ -503,14 +479,6 @@ def _read_rows(table: Table, texts: Sequence[str], reader: TargetReader) -> Iter
         except UnusableTarget as error:
             yield Reject(name, str(error))
             continue
-<<<<<<< HEAD
-        if content.strip():
-            identity = hashlib.sha256(content.encode()).hexdigest()
-            group, time = split_columns.cells(table.header, fields)
-            yield Example(identity, name, target.label, content, target.values, group, time)
-        else:
-            yield Reject(name, "has no text", target.label)
-=======
         if not all(text.strip() for text in held):
             yield Reject(name, "has no text" if len(held) == 1 else "lacks one of its two texts", target.label)
             continue
@@ -519,8 +487,9 @@ def _read_rows(table: Table, texts: Sequence[str], reader: TargetReader) -> Iter
         except ValueError as error:
             yield Reject(name, str(error), target.label)
             continue
-        yield Example(hashlib.sha256(content.encode()).hexdigest(), name, target.label, content, target.values)
->>>>>>> sources
+        identity = hashlib.sha256(content.encode()).hexdigest()
+        group, time = split_columns.cells(table.header, fields)
+        yield Example(identity, name, target.label, content, target.values, group, time)
 
 
 def _read_target(file: LabelledFile, reader: TargetReader) -> Target | Reject:
