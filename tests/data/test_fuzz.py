@@ -23,7 +23,7 @@ from regraft.data import audio
 from regraft.data.archives import contents, unpack
 from regraft.data.audit import find_copies
 from regraft.data.examples import tensorflow_reads
-from regraft.data.images import UnreadableImage, inspect, to_png
+from regraft.data.images import UnreadableImage, glance, inspect, to_png
 from regraft.data.labels import read_labels
 from regraft.data.tables import parse_csv, parse_jsonl, parse_parquet
 from regraft.errors import DataError, ResourceError
@@ -116,8 +116,15 @@ PICTURES = [
 @fuzz(damaged(PICTURES), 400)
 def test_a_damaged_picture_is_read_or_refused(content):
     try:
+        seen = glance(content)
+        # What `collect_images` relies on: for these it leaves the second decoder out.
+        is_proven = seen.is_jpeg and tensorflow_reads(content)
+    except UnreadableImage:
+        is_proven = False
+    try:
         inspection = inspect(content)
     except UnreadableImage as error:
+        assert not is_proven
         assert str(error).startswith(("is ", "has "))  # noqa: PT017
         return
     assert inspection.width_px * inspection.height_px > 0
