@@ -6,34 +6,45 @@ DVC's Python interface is not officially stable, so it is used here and nowhere 
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dvc.dependency.base import DependencyDoesNotExistError
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
+from dvc.fs import parse_external_url
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile import load
 from dvc_data.hashfile.checkout import CheckoutError, checkout
+from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.meta import Meta
+from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
 from dvc_objects.fs.generic import test_links
 
 from regraft import progress
-from regraft.errors import INTERRUPTED, RegraftError, ResourceError
-from regraft.fingerprint import refresh_inputs
+from regraft.data import remotes, sources
+from regraft.errors import DISK_ERRORS, INTERRUPTED, DataError, RegraftError, ResourceError
+from regraft.fingerprint import hash_json, refresh_inputs
 from regraft.paths import Paths
 from regraft.quiet import NOISE
-from regraft.settings import load_settings
+from regraft.settings import Settings, load_settings
 
 TAIL_LINES = 15
+# How long a server may take to say which version of a file it has.
+LOOK_TIMEOUTS_S = {"connect_timeout": 5, "read_timeout": 5}
 # For glibc's allocator, in the processes of stages. Left to itself it gives the large blocks of a training step back to
 # the kernel and takes them anew in the next one, and a third of the processor time goes into page faults:
 # `python -m benchmarks.page_faults` prints how much.
@@ -92,6 +103,7 @@ def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> li
         if unknown := [name for name in force if name not in names]:
             raise RegraftError(f"there is no stage {', '.join(unknown)}; dvc.yaml has {', '.join(names)}.")
         if refresh:
+            _look_at_remotes(repo, paths, settings)
             refresh_inputs(paths, settings, names)
         plans: list[StagePlan] = []
         for stage in stages:
@@ -133,7 +145,8 @@ def run_stage(
 
     Raises:
         StageFailed: If the process ends with an error; nothing is recorded.
-        ResourceError: If the disk gives out while outputs are moved into the cache.
+        ResourceError: If the disk gives out while outputs are moved into the cache, or a remote source cannot be had.
+        DataError: If a remote source is gone.
     """
     paths = Paths(root)
     log = paths.logs / f"{name}.log"
@@ -147,6 +160,10 @@ def run_stage(
         "REGRAFT_TIMEOUT_S": str(timeout_s),
     }
     with _repository(paths) as repo, _follow(log, on_line):
+        if damaged := _discard_damaged(repo, name, even_if_unchanged=force):
+            on_line(f"{damaged} file(s) in the DVC cache were changed through their links in the project: made again")
+        if _reads_source(repo, name):
+            _import_remotes(repo, paths, force=force, on_line=on_line)
         try:
             repo.reproduce(name, single_item=True, force=force, run_env=environment)
         except DvcException as error:
@@ -211,6 +228,186 @@ def cache_link_type(root: Path) -> str:
         return str(possible[0]) if possible else "copy"
 
 
+def check_remotes(texts: Sequence[str], root: Path) -> None:
+    """Ask the servers of those sources that are remote whether they have them, before there is a project at `root`.
+
+    Raises:
+        RegraftError: If a source is none, is not there, or its server does not answer.
+    """
+    _quiet_dvc()
+    for source in sources.parse_all(texts, Path.cwd(), root).values():
+        if source.url and not source.url.startswith("remote:"):  # those are defined in a project
+            _remote_version(source.url, None)
+
+
+def _look_at_remotes(repo: Repo, paths: Paths, settings: Settings) -> None:
+    """Note the version of each remote source; where its server is silent, that of the copy at hand.
+
+    Raises:
+        ResourceError: If a server does not answer and there is no copy.
+        DataError: If a server says that there is no such file, or does not let us have it.
+    """
+    urls = [source.url for source in sources.parse_all(settings.download.sources, paths.root).values() if source.url]
+    versions: dict[str, dict[str, Any]] = {}
+    for url in urls:
+        try:
+            versions[url] = _remote_version(url, repo.config)
+        except ResourceError as error:
+            known = remotes.imported_version(remotes.copy_of(url, paths.root))
+            if known is None:
+                raise
+            _warn_once(f"warning: {error} Until then the copy that this project has counts as unchanged.")
+            versions[url] = known
+        if versions[url].get("modified", "") is None:
+            _warn_once(
+                f"warning: the server of {url} says neither which version it has nor when that changed, so a change "
+                "that leaves its size is not noticed; `regraft run --force` of the first stage fetches it anew."
+            )
+    if urls:
+        remotes.write_planned(paths.state, versions)
+
+
+def _reads_source(repo: Repo, name: str) -> bool:
+    """Return whether stage `name` depends on the source's content."""
+    stage = next(stage for stage in _ordered(repo) if stage.name == name)
+    return any(isinstance(dep, ParamsDependency) and "source" in dep.params for dep in stage.deps)
+
+
+def _import_remotes(repo: Repo, paths: Paths, *, force: bool, on_line: Callable[[str], None]) -> None:
+    """Have DVC import what was planned with and is not at hand: into its cache, with a .dvc file that says what it is.
+
+    Args:
+        repo: The project's repository, with the project as current folder.
+        paths: The project.
+        force: Whether to import also what is at hand.
+        on_line: Receives what is said about it.
+
+    Raises:
+        ResourceError: If a server does not answer, or has changed a file since planning.
+        DataError: If a server says that there is no such file, or does not let us have it.
+    """
+    for source in sources.parse_all(load_settings(paths.params).download.sources, paths.root).values():
+        if source.url is None:
+            continue
+        url, copy = source.url, source.path
+        planned = remotes.planned_version(paths.state, url)
+        if not force and remotes.imported_version(copy) == planned and _is_at_hand(repo, copy):
+            continue
+        _require_version(repo, url, planned)
+        on_line(f"importing {url}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            record = repo.imp_url(url, out=str(copy.relative_to(paths.root)), force=True)
+        except Exception as error:  # every backend has its own
+            raise _not_imported(url, error) from error
+        _require_version(repo, url, planned)
+        record.meta = {"version": planned}
+        record.dump()
+
+
+def _is_at_hand(repo: Repo, copy: Path) -> bool:
+    """Return whether the copy of a remote is as DVC recorded it, after putting it back from the cache if need be."""
+    out = repo.stage.load_one(str(remotes.record_of(copy))).outs[0]
+    if not out.status():
+        return True
+    if out.changed_cache():
+        return False
+    out.checkout(force=True)
+    return True
+
+
+def _require_version(repo: Repo, url: str, planned: dict[str, Any]) -> None:
+    if _remote_version(url, repo.config) != planned:
+        raise ResourceError(f"{url} changed after this run was planned; run again.")
+
+
+def _remote_version(url: str, config: Any) -> dict[str, Any]:
+    """Return what tells this version of `url` from another, as its server says, without fetching it.
+
+    Args:
+        url: Of a file or a folder.
+        config: DVC's configuration of the project, which may say how to log in; None without a project.
+
+    Raises:
+        ResourceError: If the server does not answer within seconds, or says that it cannot now.
+        DataError: If it says that there is no such file, or does not let us have it; or means to ask it are missing.
+    """
+    scheme = url.partition("://")[0].lower()
+    timeouts = LOOK_TIMEOUTS_S if scheme in ("http", "https", "s3") else {}
+    try:
+        fs, path = parse_external_url(url, timeouts, config)
+    except ImportError as error:
+        extra = remotes.EXTRAS[scheme]
+        raise DataError(
+            f"{url}: DVC lacks what it takes to fetch from {scheme}:// ({error}). "
+            f"Install it beside Regraft: `pip install 'dvc[{extra}]'`."
+        ) from error
+    except DvcException as error:
+        raise DataError(f"{url}: {_chain(error)}. Check the URL, and `dvc remote list` in the project.") from error
+    fs.SESSION_RETRIES = 1  # of HTTP; five would keep a person waiting
+    try:
+        info = fs.info(path)
+        if info["type"] != "directory":
+            return _version_of(fs.protocol, info)
+        names = sorted(fs.find(path))
+        versions = [_version_of(fs.protocol, info) for info in fs.info(names)]
+    except Exception as error:  # every backend has its own
+        raise _not_had(url, error) from error
+    listed = dict(zip((fs.relpath(name, path) for name in names), versions, strict=True))
+    return {"files": len(listed), "digest": hash_json(listed)}
+
+
+def _version_of(protocol: str, info: dict[str, Any]) -> dict[str, Any]:
+    """Return what a server says of a file: its ETag or version if it has one, else size and time of change."""
+    meta = Meta.from_info(info, protocol)
+    for key, value in (("version_id", meta.version_id), ("etag", meta.etag or meta.checksum), ("md5", meta.md5)):
+        if value:
+            return {key: str(value)}
+    modified = info.get("Last-Modified") or info.get("LastModified") or info.get("mtime")
+    return {"bytes": meta.size, "modified": None if modified is None else str(modified)}
+
+
+def _not_imported(url: str, error: Exception) -> RegraftError:
+    """Return a message for what DVC or a backend raised when it imported `url`."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno in DISK_ERRORS):
+        cause = cause.__cause__
+    if cause is not None:
+        return ResourceError(f"{url} could not be stored: {cause}. Make room or check the disk; then run again.")
+    if isinstance(error, DependencyDoesNotExistError):  # it was there a moment ago
+        return ResourceError(f"{url} vanished while it was imported; run again.")
+    if isinstance(error, DvcException):
+        return RegraftError(f"DVC cannot import {url}: {_chain(error)}")
+    return _not_had(url, error)
+
+
+def _not_had(url: str, error: Exception) -> RegraftError:
+    """Return a message for what a backend raised when it was asked for `url`: final if the server says no, else not."""
+    cause: BaseException | None = error
+    while cause is not None and not hasattr(cause, "status"):
+        cause = cause.__cause__
+    status = getattr(cause, "status", None)
+    if status in (401, 403) or isinstance(error, PermissionError):
+        return DataError(
+            f"{url} may not be fetched: its server answers {status or error}. If it wants a login, put that in DVC's "
+            "own settings (`dvc remote add`, `dvc remote modify --local`) and write remote://NAME/FILE for the URL."
+        )
+    if (status is not None and 400 <= status < 500 and status not in (408, 425, 429)) or (
+        status is None and isinstance(error, FileNotFoundError) and error.__cause__ is None
+    ):
+        said = f"its server answers {status}" if status else "its server knows no such file"
+        return DataError(f"{url} does not exist: {said}. Correct download.source in params.yaml, or put it back there.")
+    reason = re.sub(r" ssl:\w+", "", str(error.__cause__ or error)) or type(error.__cause__ or error).__name__
+    said = f"answers {status}" if status else f"does not answer ({reason})"
+    return ResourceError(f"{url} cannot be had now: its server {said}. Check the URL, or try again later.")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Log a warning, but not again when the same process plans again."""
+    logging.getLogger(__name__).warning(message)
+
+
 @contextlib.contextmanager
 def _repository(paths: Paths) -> Iterator[Repo]:
     """Open the project's DVC repository with the project as current folder, which DVC's run cache needs."""
@@ -229,9 +426,31 @@ def _repository(paths: Paths) -> Iterator[Repo]:
 
 
 def _quiet_dvc() -> None:
-    """Keep DVC's own messages back: what matters of them arrives as an exception."""
-    for name in ("dvc", "dvc_data", "dvc_objects"):
+    """Keep the messages of DVC and its web client back: what matters of them arrives as an exception."""
+    for name in ("dvc", "dvc_data", "dvc_objects", "aiohttp_retry"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _discard_damaged(repo: Repo, name: str, *, even_if_unchanged: bool) -> int:
+    """Delete those files in the cache that no longer are what stage `name` once made; return how many.
+
+    Outputs are links to the cache. They are read-only, but root writes through them all the same, and DVC trusts every
+    file in the cache that is read-only: it would bring the changed file back as the stage's result.
+    """
+    stage = next(stage for stage in repo.stage.load_all("dvc.yaml") if stage.name == name)
+    damaged = 0
+    for out in stage.outs:
+        if not out.hash_info or not (even_if_unchanged or out.status()):
+            continue
+        recorded = out.get_obj()
+        files = {info.value for _, _, info in recorded} if isinstance(recorded, Tree) else set()
+        for digest in sorted(files | {out.hash_info.value}):
+            with contextlib.suppress(FileNotFoundError):  # then there is nothing to trust
+                try:
+                    HashFileDB.check(repo.cache.local, digest)
+                except ObjectFormatError:  # by then it is deleted
+                    damaged += 1
+    return damaged
 
 
 def _ordered(repo: Repo) -> list[PipelineStage]:

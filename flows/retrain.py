@@ -20,6 +20,8 @@ from regraft.errors import ResourceError
 from regraft.locking import project_lock
 from regraft.measures import METRICS, task_of, words
 from regraft.paths import Paths
+from regraft.registry.tracking import tracking_uri
+from regraft.settings import load_settings
 
 RETRY_DELAY_S = 10
 
@@ -42,6 +44,7 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
     logger = get_run_logger()
     paths = Paths(Path(root).resolve())
     with project_lock(paths):
+        tracking_uri(paths, load_settings(paths.params))  # a store that MLflow does not know would fail the last step
         stages_run: list[str] = []
         stages_restored: list[str] = []
         for stage in pipeline.plan(paths.root, force=tuple(force)):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regraft.errors import DISK_ERRORS, INTERRUPTED, RegraftError, ResourceError
+from regraft.errors import DISK_ERRORS, INTERRUPTED, TERMINATED, RegraftError, ResourceError
 from regraft.paths import Paths
 
 app = typer.Typer(
@@ -24,7 +24,19 @@ app = typer.Typer(
 data = typer.Typer(name="data", help="Look at a project's data.", no_args_is_help=True)
 app.add_typer(data)
 
-Root = Annotated[Path, typer.Option("--root", help="The project's folder.", show_default="this folder")]
+
+def _folder(text: str) -> Path:
+    """Return the folder a person means, where no shell has put their home for `~` (as in `--root=~/project`)."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # `~somebody` who has no home folder
+        raise typer.BadParameter(str(error)) from None
+
+
+Root = Annotated[
+    Path,
+    typer.Option("--root", metavar="DIR", parser=_folder, help="The project's folder.", show_default="this folder"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 HERE = Path()
 _PAIRS_SHOWN = 50
@@ -54,8 +66,9 @@ def main() -> None:
         typer.secho(f"error: the disk gave out: {error}. Make room or check the disk; then run again.", err=True)
         sys.exit(ResourceError.exit_code)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            typer.secho("interrupted; run again to go on from the last checkpoint", err=True)
+        if end.code in (INTERRUPTED, TERMINATED):
+            how = "interrupted" if end.code == INTERRUPTED else "stopped"
+            typer.secho(f"{how}; run again to go on from the last checkpoint", err=True)
         raise
 
 
@@ -73,9 +86,14 @@ def _options(
 
 @app.command()
 def init(
-    directory: Annotated[Path, typer.Argument(help="Folder to make; may exist if it holds no project.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=_folder, help="Folder to make; may exist if it holds no project.")
+    ],
     source: Annotated[
-        str, typer.Option(help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k.")
+        list[str],
+        typer.Option(
+            help="folder:DIR, csv:FILE, csv:DIR (or an archive of one), tfds:NAME, package:mnist5k; may be repeated."
+        ),
     ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, audio, or auto: read off the source.")] = "auto",
@@ -90,6 +108,7 @@ def init(
     from regraft.project import create
     from regraft.quiet import without_noise
 
+    pipeline.check_remotes(source, directory.resolve())
     with without_noise():
         paths = create(directory, source=source, name=name, kind=kind, task=task, targets=target or ())
     try:

@@ -5,13 +5,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 from regraft import progress
-from regraft.errors import ResourceError
+from regraft.errors import TERMINATED, ResourceError
 
 
 def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
@@ -21,20 +21,28 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
     if not debug:
         # Prefect prints tracebacks of failed runs to its console handler; they still reach the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+        # Nor each message that does not reach a server which is gone: the run says that once, at its end.
+        logging.raiseExceptions = False
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with console.status("starting Prefect", spinner="dots") as status:
         import httpx
+        from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
         from flows.retrain import retrain
 
         _start_prefect()
+        # A server that Prefect started for this run does not come back; one of yours may be restarting.
+        patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 1}
         handler = _RunHandler(console, status)
         loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
-        for logger in loggers:
-            if not debug:
+        if not debug:
+            for logger in loggers:
                 logger.addHandler(handler)
+        signal.signal(signal.SIGTERM, _stop)
         try:
-            return retrain(root=str(root), force=force)
+            with temporary_settings(patience):
+                return retrain(root=str(root), force=force)
         except httpx.HTTPError as error:
             raise ResourceError(
                 f"the Prefect server stopped answering: {error or type(error).__name__}. "
@@ -43,6 +51,11 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
+
+
+def _stop(_number: int, _frame: Any) -> NoReturn:
+    """End this process with its clean-up: locks are freed, Prefect's own server ends, and the kernel ends the stage."""
+    raise SystemExit(TERMINATED)
 
 
 def _start_prefect() -> None:

@@ -2,7 +2,7 @@
 
 import errno
 
-INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
+INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and after SIGTERM, as shells have them
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # of an OSError: room or the disk itself is gone
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from regraft.errors import ResourceError
+from regraft.errors import RegraftError, ResourceError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,14 +18,31 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` as `write_text` writes text: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as sorted, indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as sorted, indented JSON, whole or not at all; a file that holds just that is left as it is."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def read_json(path: Path) -> Any:
-    """Return what `write_json` wrote to `path`."""
-    return json.loads(path.read_text("utf-8"))
+    """Return what `write_json` wrote to `path`.
+
+    Raises:
+        RegraftError: If the file was damaged since.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # of bytes that are no UTF-8, or of a text that is no JSON
+        raise RegraftError(f"{path} is damaged: {error}. Delete it and run again.") from error
 
 
 @contextmanager

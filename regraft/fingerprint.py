@@ -49,8 +49,31 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
         "preset": _preset(paths, settings),
         "code": {stage: code_fingerprint(stage) for stage in stages},
     }
-    if not paths.inputs.exists() or read_json(paths.inputs) != current:
-        write_json(paths.inputs, current)
+    write_json(paths.inputs, current)
+
+
+def require_current_graph(paths: Paths, stage: str) -> None:
+    """Check that the project's dvc.yaml names all that the code of `stage` reads and writes; it may name more.
+
+    Raises:
+        RegraftError: If it does not: the project was made for another version of the code.
+    """
+    own, current = (_named_by(_load_yaml(graph)["stages"][stage]) for graph in (paths.graph, REPOSITORY / "dvc.yaml"))
+    if lacking := sorted(current - own):
+        raise RegraftError(
+            f"{paths.graph} was made for another version of Regraft: it does not say that the stage reads or writes "
+            f"{', '.join(lacking)}. Copy {REPOSITORY / 'dvc.yaml'} over it; set pools, timeouts and retries again if "
+            "you had changed them."
+        )
+
+
+def _named_by(definition: Any) -> set[str]:
+    """Return what the definition of a stage says that it reads and writes: settings, keys of files, files."""
+    named: set[str] = set()
+    for entry in (*definition["params"], *definition.get("deps", ()), *definition["outs"]):
+        for name, keys in ({entry: None} if isinstance(entry, str) else entry).items():
+            named |= {f"{key} of {name}" for key in keys} if isinstance(keys, list) else {name}
+    return named
 
 
 def moved_inputs(paths: Paths, settings: Settings, stage: str) -> list[str]:
@@ -73,8 +96,11 @@ def moved_inputs(paths: Paths, settings: Settings, stage: str) -> list[str]:
 
 
 def _source(paths: Paths, settings: Settings) -> dict[str, Any]:
-    source = sources.parse(settings.download.source, paths.root)
-    return source.fingerprint(paths.state / "source-index.json")
+    """Return the fingerprint of the source; of several, that of each by its folder in the raw data."""
+    found = sources.parse_all(settings.download.sources, paths.root)
+    if list(found) == [""]:
+        return found[""].fingerprint(paths.state / "source-index.json")
+    return {folder: source.fingerprint(paths.state / f"source-index-{folder}.json") for folder, source in found.items()}
 
 
 def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:

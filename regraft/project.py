@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from regraft.backbones import catalogue
 from regraft.data import sources
-from regraft.data.fetch import kind_of
+from regraft.data.fetch import common_kind
 from regraft.errors import RegraftError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import check_settings
@@ -17,7 +19,7 @@ from regraft.settings import check_settings
 def create(
     directory: Path,
     *,
-    source: str,
+    source: str | Sequence[str],
     name: str,
     kind: str = "auto",
     task: str = "auto",
@@ -27,7 +29,7 @@ def create(
 
     Args:
         directory: The project's folder; made if it does not exist.
-        source: As in params.yaml; a relative path counts from the current folder.
+        source: As in params.yaml, one or several; a relative path counts from the current folder.
         name: The model's name in the registry.
         kind: image, text, audio, or auto to read it off the source.
         task: classification, multilabel, regression, or auto to read it off the target's values.
@@ -47,9 +49,10 @@ def create(
         )
     if kind not in ("auto", "image", "text", "audio"):
         raise RegraftError(f"--kind must be image, text, audio or auto, got {kind!r}.")
-    found = sources.parse(source, Path.cwd(), paths.root)
+    given = [source] if isinstance(source, str) else list(source)
+    found = list(sources.parse_all(given, Path.cwd(), paths.root).values())
     if kind == "auto":
-        kind = kind_of(found)
+        kind = common_kind({one.text: one for one in found})
 
     yaml = YAML()
     yaml.width = 200
@@ -58,8 +61,8 @@ def create(
     )
     settings = yaml.load((REPOSITORY / "params.yaml").read_text("utf-8"))
     settings["name"] = name
-    scheme = source.partition(":")[0]
-    settings["download"]["source"] = f"{scheme}:{found.path}" if scheme not in ("package", "tfds") else found.text
+    texts = [_with_whole_path(one) for one in found]
+    settings["download"]["source"] = texts[0] if len(texts) == 1 else _in_one_line(texts)
     settings["preprocess"]["kind"] = kind
     settings["preprocess"]["task"] = task
     if targets:
@@ -76,6 +79,19 @@ def create(
     with paths.params.open("w", encoding="utf-8") as file:
         yaml.dump(settings, file)
     return paths
+
+
+def _with_whole_path(source: sources.Source) -> str:
+    """Return a source as it goes into params.yaml: not counting from the folder in which it was named."""
+    scheme = source.text.partition(":")[0]
+    return source.text if scheme in ("package", "tfds") or source.url else f"{scheme}:{source.path}"
+
+
+def _in_one_line(texts: list[str]) -> CommentedSeq:
+    """Return a list that is written before the comment on its setting, in the quotes that DVC wants inside `[...]`."""
+    items = CommentedSeq(SingleQuotedScalarString(text) for text in texts)
+    items.fa.set_flow_style()
+    return items
 
 
 def _add_lines(file: Path, lines: list[str]) -> None:

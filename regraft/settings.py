@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -37,7 +37,12 @@ class Section(BaseModel):
 class DownloadSettings(Section):
     """Where the data comes from."""
 
-    source: str = "package:mnist5k"
+    source: str | Annotated[list[str], Field(min_length=1)] = "package:mnist5k"
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources whose examples are put together: one, or several in their order."""
+        return [self.source] if isinstance(self.source, str) else self.source
 
 
 class PreprocessSettings(Section):
@@ -47,11 +52,31 @@ class PreprocessSettings(Section):
     task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
     text_column: str | None = None
     target_column: str | Annotated[list[str], Field(min_length=1)] | None = None
+    group_column: str | None = None
+    group_pattern: str | None = None
+    time_column: str | None = None
     validation_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.15
     test_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.2
     min_examples_per_class: Annotated[int, Field(ge=3)] = 3
     max_rejected_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.02
     leaks: Literal["report", "drop", "refuse"] = "report"
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _pattern_has_one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern).groups if pattern is not None else 1
+        except re.error as error:
+            raise ValueError(f"must be a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"must have one pair of parentheses, around the group; it has {groups}")
+        return pattern
+
+    @model_validator(mode="after")
+    def _groups_come_from_one_place(self) -> "PreprocessSettings":
+        if self.group_column is not None and self.group_pattern is not None:
+            raise ValueError("group_column and group_pattern cannot both be set")
+        return self
 
 
 class BackboneSettings(Section):
@@ -140,7 +165,8 @@ def load_settings(path: Path) -> Settings:
         SettingsError: If the file is missing, is not YAML, or has invalid settings; the message lists all of them.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        values = YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError:
         raise SettingsError(
             f"{path} does not exist. Run this in a project's folder, name one with --root DIR, "
@@ -150,7 +176,15 @@ def load_settings(path: Path) -> Settings:
         raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {error}") from None
-    return check_settings(values, path.name)
+    settings = check_settings(values, path.name)
+    try:
+        YAML(typ="safe").load(text)  # with the parser that DVC reads this file with, which knows less of YAML
+    except YAMLError as error:
+        raise SettingsError(
+            f"{path} is YAML that DVC cannot read: {error}\nInside [...], put a text with a colon in quotes: "
+            "['folder:A', 'folder:B']."
+        ) from None
+    return settings
 
 
 def check_settings(values: Any, where: str) -> Settings:

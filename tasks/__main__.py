@@ -15,9 +15,10 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import TracebackType
 
 from regraft.errors import DISK_ERRORS, RegraftError, ResourceError
-from regraft.fingerprint import moved_inputs, stage_fingerprint
+from regraft.fingerprint import moved_inputs, require_current_graph, stage_fingerprint
 from regraft.paths import Paths
 from regraft.settings import Settings, load_settings
 
@@ -33,12 +34,14 @@ def main(stage: str) -> int:
     _write_output_to(os.environ.get("REGRAFT_LOG"))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
+    sys.excepthook = _say_before_traceback
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if timeout_s := int(os.environ.get("REGRAFT_TIMEOUT_S", "0")):
         faulthandler.dump_traceback_later(timeout_s, exit=True)
     try:
         paths = Paths(Path.cwd())
         settings = load_settings(paths.params)
+        require_current_graph(paths, stage)
         fingerprint = stage_fingerprint(paths, stage)
         _require_planned_inputs(paths, settings, stage)
         scratch = paths.scratch / f"{stage}-{fingerprint[:16]}"
@@ -56,12 +59,17 @@ def main(stage: str) -> int:
         log.error("error: %s", error)
         return error.exit_code
     except OSError as error:
-        if error.errno in DISK_ERRORS:
-            log.error("error: the disk gave out: %s. Make room or check the disk; then run again.", error)
-            return ResourceError.exit_code
-        log.exception("error: stage %s failed", stage)
-        return 1
+        if error.errno not in DISK_ERRORS:
+            raise
+        log.error("error: the disk gave out: %s. Make room or check the disk; then run again.", error)
+        return ResourceError.exit_code
     return 0
+
+
+def _say_before_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Say of an error nobody foresaw that it is one; what follows goes to the log, and to people only if it must."""
+    log.error("error: unexpected %s", kind.__name__)
+    sys.__excepthook__(kind, error, traceback)
 
 
 def _die_with_parent() -> None:

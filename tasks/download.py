@@ -2,8 +2,8 @@
 
 import logging
 
-from regraft.data.fetch import fetch, kind_of
-from regraft.data.sources import parse
+from regraft.data.fetch import common_kind, fetch_all
+from regraft.data.sources import at_hand, parse_all
 from regraft.files import replace_directory, write_json
 from regraft.paths import Paths
 from regraft.settings import DownloadSettings
@@ -13,10 +13,11 @@ log = logging.getLogger(__name__)
 
 def run(download: DownloadSettings, paths: Paths) -> None:
     """Copy, unpack or export `download.source` to data/raw, write reports/download.json."""
-    source = parse(download.source, paths.root)
-    kind_of(source)  # raises before anything is copied if nothing in it can be used
+    named = parse_all(download.sources, paths.root)
+    found = {folder: at_hand(source, paths.root, paths.state) for folder, source in named.items()}
+    common_kind(found)  # raises before anything is copied if nothing in a source can be used
     with replace_directory(paths.raw) as directory:
-        facts = fetch(source, directory)
+        facts = fetch_all(found, directory)
     write_json(paths.reports / "download.json", facts)
     made = facts.get("unpacked", facts)
-    log.info("fetched %d files, %.1f MB, from %s", made["files"], made["bytes"] / 1e6, download.source)
+    log.info("fetched %d files, %.1f MB, from %s", made["files"], made["bytes"] / 1e6, ", ".join(download.sources))

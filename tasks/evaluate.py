@@ -3,21 +3,23 @@
 import csv
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from regraft.backbones.extractor import Extractor
-from regraft.data.records import Split, open_split
+from regraft.data.records import Split, open_split, read_info
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION, label_set
 from regraft.determinism import set_up
 from regraft.errors import TrainingError
 from regraft.evaluation import columns
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import Mistake, to_png
-from regraft.evaluation.report import Facts, draw_plots, render_report
+from regraft.evaluation.report import PAIRS_SHOWN, Facts, Pairs, Shown, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
 from regraft.files import read_json, replace_directory, write_json, write_text
 from regraft.measures import headline
@@ -91,12 +93,14 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     mistakes = outcome.mistakes
     if test.kind == "audio":
         mistakes = [replace(mistake, content=draw_sound(classifier.extractor, mistake.content)) for mistake in mistakes]
+    data = read_json(paths.reports / "data.json")
+    listed = data["leakage"]
     facts = Facts(
         name=name,
         metrics=metrics,
         speed=speed,
         training=read_json(paths.reports / "training.json"),
-        data=read_json(paths.reports / "data.json"),
+        data=data,
         download=read_json(paths.reports / "download.json"),
         backbone=classifier.extractor.card,
         features=read_json(paths.features / "features.json"),
@@ -104,6 +108,11 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         evaluate=evaluate,
         mistakes=mistakes,
         answers=None if test.task != REGRESSION else (test.labels, answers),
+        sheet=(paths.reports / "data.png").read_bytes(),
+        copies=show_pairs(paths.prepared, listed["across"]["listed"], classifier.extractor),
+        conflicts=show_pairs(
+            paths.prepared, listed["conflicts"]["listed"] + listed["near_conflicts"]["listed"], classifier.extractor
+        ),
     )
     plots = draw_plots(facts)
     with replace_directory(paths.reports / "plots") as directory:
@@ -127,6 +136,29 @@ def predict(served: ServedModel, split: Split) -> np.ndarray:
         answers[rows] = served.answers(split.inputs(rows))
         progress.advance(len(rows))
     return answers
+
+
+def show_pairs(prepared: Path, named: Sequence[Sequence[str]], extractor: Extractor) -> Pairs:
+    """Return the first of the pairs of examples `named` that are both still in the prepared data, as people see them.
+
+    Args:
+        prepared: The dataset.
+        named: Pairs of names.
+        extractor: Draws recordings.
+    """
+    if not named:
+        return []
+    splits = {split: open_split(prepared, split) for split in read_info(prepared).counts}
+    places = {name: (split, row) for split, rows in splits.items() for row, name in enumerate(rows.names)}
+
+    def show(name: str) -> Shown:
+        split, row = places[name]
+        rows = splits[split]
+        content = rows.inputs([row])[0]
+        return Shown(name, split, rows.target(row), draw_sound(extractor, content) if rows.kind == "audio" else content)
+
+    kept = [pair for pair in named if places.keys() >= set(pair)]
+    return [(show(one), show(other)) for one, other in kept[:PAIRS_SHOWN]]
 
 
 def _unit(paths: Paths, task: str) -> float:

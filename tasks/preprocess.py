@@ -1,35 +1,52 @@
 """Turn raw files into checked, labelled, split examples."""
 
 import logging
+import os
 import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from regraft.data import card, croissant
 from regraft.data.audit import Audit, Member, audit, find_copies
-from regraft.data.examples import Collection, collect
+from regraft.data.examples import Collection, Reject, collect
+from regraft.data.grouping import (
+    SplitColumns,
+    Time,
+    group_in_name,
+    groups_across,
+    outranked,
+    parse_times,
+)
 from regraft.data.records import Example, write_prepared
+from regraft.data.several import read_folders
 from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.data.validation import check
 from regraft.errors import DataError
-from regraft.files import replace_directory, write_json
+from regraft.files import read_json, replace_directory, write_bytes, write_json
 from regraft.paths import Paths
 from regraft.settings import PreprocessSettings
 
 log = logging.getLogger(__name__)
 
 _LEAKS_SHOWN = 20
+_GROUPS_LISTED = 1000
 
 
 def run(preprocess: PreprocessSettings, paths: Paths) -> None:
-    """Read data/raw, write data/prepared and reports/data.json (the report also when the data cannot be used)."""
+    """Read data/raw, write data/prepared and reports/{data.json,data.png,croissant.json}.
+
+    The first two are written for data that cannot be used, too. reports/download.json says where the data is from.
+    """
     kind = _kind(preprocess.kind, paths.raw)
+    download = _download(paths.reports / "download.json")
     paths.scratch.mkdir(parents=True, exist_ok=True)
     # Should this process be killed, the next attempt at the stage sweeps away what bears its name.
     with tempfile.TemporaryDirectory(dir=paths.scratch, prefix="preprocess-") as scratch:
@@ -41,17 +58,27 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             target_column=preprocess.target_column,
             task=preprocess.task,
             rare_below=preprocess.min_examples_per_class,
+            split_columns=SplitColumns(preprocess.group_column, preprocess.time_column),
         )
+        if preprocess.group_pattern is not None:
+            collection = with_groups(collection, preprocess.group_pattern)
+        times = None
+        if preprocess.time_column is not None:
+            collection, times = with_times(collection)
         examples = [example for held in collection.splits.values() for example in held]
         copies = find_copies(kind, (example.content for example in examples))
         content_of = {example.name: content for example, content in zip(examples, copies.contents, strict=True)}
         pairs = copies.id_pairs([example.id for example in examples])
+        train = collection.splits.get("train", ())
+        keys = [(example.id, example.group) for example in train if example.group]
         splits = complete(
             collection.splits,
             validation_fraction=preprocess.validation_fraction,
             test_fraction=preprocess.test_fraction,
-            groups=group([example.id for example in collection.splits.get("train", ())], pairs),
+            groups=group([example.id for example in train], pairs, keys),
+            times=times,
         )
+        across = groups_across(splits)
         found = audit(
             [
                 Member(example.name, split, example.label, content_of[example.name])
@@ -60,16 +87,22 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             ],
             copies.near,
         )
-        dropped = {member.name for member in found.to_drop} if preprocess.leaks == "drop" else set()
+        dropped: set[str] = set()
+        if preprocess.leaks == "drop":
+            dropped = {member.name for member in found.to_drop} | outranked(splits, across)
         splits = {split: [e for e in held if e.name not in dropped] for split, held in splits.items()}
         labels = list(collection.target_names) or sort_labels(
             {example.label for examples in splits.values() for example in examples}
         )
         report = paths.reports / "data.json"
-        leakage = found.report(preprocess.leaks, sorted(dropped))
-        write_json(report, {**describe(collection, splits, labels), "leakage": leakage})
+        leakage = {**found.report(preprocess.leaks, sorted(dropped)), "groups": describe_groups(collection, across)}
+        rows = card.choose_rows(splits, labels, collection.task)
+        described = {**describe(collection, splits, labels), "split_by": "hash" if times is None else "time"}
+        write_json(report, {**described, "leakage": leakage, "shown": card.describe_rows(rows)})
+        could_show = len(rows) if collection.task == REGRESSION else len(labels)
+        write_bytes(paths.reports / "data.png", card.draw_sheet(kind, rows, of=could_show))
         if preprocess.leaks == "refuse":
-            _refuse(found, str(report.relative_to(paths.root)))
+            _refuse(found, across, str(report.relative_to(paths.root)))
         check(
             collection,
             splits,
@@ -79,6 +112,8 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         )
         with replace_directory(paths.prepared) as directory:
             write_prepared(directory, kind, labels, splits, task=collection.task)
+    where = os.path.relpath(paths.prepared, paths.reports)
+    write_json(paths.reports / "croissant.json", croissant.metadata(paths.prepared, download, where=where))
     if collection.columns:
         log.info("columns: %s", ", ".join(f"{name!r} for the {role}" for role, name in collection.columns.items()))
     if found.across:
@@ -87,6 +122,12 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             ", ".join(f"{count} {both}" for both, count in found.across_by_splits().items()),
             f"{len(dropped)} example(s) were dropped" if dropped else "`regraft data audit` lists them",
         )  # fmt: skip
+    if across:
+        log.warning(
+            "%d group(s) stood in more than one split, such as %r; %s", len(across), next(iter(across)),
+            "they were dropped from all but the last" if dropped else "reports/data.json lists them",
+        )  # fmt: skip
+    _warn_of_uneven_groups(collection, splits, preprocess)
     if collection.rejects:
         log.warning("%d example(s) set aside; the reasons are in reports/data.json", len(collection.rejects))
     log.info(
@@ -94,6 +135,74 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         {CLASSIFICATION: "classes", MULTILABEL: "labels", REGRESSION: "real value(s)"}[collection.task],
         ", ".join(f"{len(examples)} {split}" for split, examples in splits.items()),
     )  # fmt: skip
+
+
+def with_groups(collection: Collection, pattern: str) -> Collection:
+    """Return `collection` with the group of each example that its file's name holds.
+
+    Raises:
+        DataError: If the examples are no files, or the pattern finds nothing.
+    """
+    if collection.kind == "text":
+        raise DataError(
+            "preprocess.group_pattern is for the names of files, and texts are rows of a table; name the column of "
+            "groups in preprocess.group_column."
+        )
+    names = [example.name for examples in collection.splits.values() for example in examples]
+    found = group_in_name(pattern, names)
+    return replace(
+        collection,
+        splits={
+            split: [replace(example, group=found.get(example.name, "")) for example in examples]
+            for split, examples in collection.splits.items()
+        },
+    )
+
+
+def with_times(collection: Collection) -> tuple[Collection, dict[str, Time] | None]:
+    """Return the times of the examples to split, by name, and `collection` without those that have none.
+
+    If the source has all splits itself there is nothing to do, and None for the times.
+    """
+    if collection.splits.get("validation") and collection.splits.get("test"):
+        log.warning("preprocess.time_column has no effect: the source has a validation and a test split of its own")
+        return collection, None
+    train = collection.splits.get("train", [])
+    times, reasons = parse_times({example.name: example.time for example in train})
+    unusable = [Reject(e.name, reasons[e.name], e.label) for e in train if e.name in reasons]
+    kept = [example for example in train if example.name in times]
+    rejects = sorted([*collection.rejects, *unusable], key=lambda reject: reject.name)
+    return replace(collection, splits={**collection.splits, "train": kept}, rejects=rejects), times
+
+
+def describe_groups(collection: Collection, across: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Return how many groups there are, and those that stand in several splits with their examples in each."""
+    examples = [example for held in collection.splits.values() for example in held]
+    listed = [{"group": name, "examples": dict(across[name])} for name in list(across)[:_GROUPS_LISTED]]
+    return {
+        "groups": len({example.group for example in examples if example.group}),
+        "without_group": sum(not example.group for example in examples),
+        "across_splits": len(across),
+        "listed": listed,
+    }
+
+
+def _warn_of_uneven_groups(
+    collection: Collection, splits: Mapping[str, Sequence[Example]], preprocess: PreprocessSettings
+) -> None:
+    """Log if a split made of whole groups is far from the share it was to have."""
+    train = collection.splits.get("train", ())
+    groups = len({example.group for example in train if example.group})
+    if not groups:
+        return
+    for split, fraction in (("validation", preprocess.validation_fraction), ("test", preprocess.test_fraction)):
+        share = len(splits[split]) / len(train)
+        if not collection.splits.get(split) and not fraction / 2 <= share <= 2 * fraction:
+            log.warning(
+                "%s holds %.0f%% of the examples where preprocess.%s_fraction asks for %.0f%%: %d groups, kept whole, "
+                "are too few or too uneven to come closer",
+                split, 100 * share, split, 100 * fraction, groups,
+            )  # fmt: skip
 
 
 def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], labels: Sequence[str]) -> dict[str, Any]:
@@ -147,21 +256,28 @@ def percentiles(ordered: Sequence[float], **shares: float) -> dict[str, float | 
     }
 
 
-def _refuse(found: Audit, report: str) -> None:
-    """Raise if there are copies across splits.
+def _refuse(found: Audit, groups: Mapping[str, Mapping[str, int]], report: str) -> None:
+    """Raise if there are copies, or members of one group, across splits.
 
     Raises:
         DataError: With the first of them.
     """
-    if not found.across:
+    counts = [(len(found.across), "pair(s) of copies"), (len(groups), "group(s)")]
+    what = " and ".join(f"{count} {noun}" for count, noun in counts if count)
+    if not what:
         return
-    shown = "".join(
-        f"\n    {one.name} ({one.split}) and {other.name} ({other.split})" for one, other in found.across[:_LEAKS_SHOWN]
-    )
-    rest = len(found.across) - _LEAKS_SHOWN
+    lines = [
+        *(f"{one.name} ({one.split}) and {other.name} ({other.split})" for one, other in found.across),
+        *(
+            f"group {name!r}: {', '.join(f'{count} in {split}' for split, count in held.items())}"
+            for name, held in groups.items()
+        ),
+    ]
+    shown = "".join(f"\n    {line}" for line in lines[:_LEAKS_SHOWN])
+    rest = len(lines) - _LEAKS_SHOWN
     raise DataError(
-        f"{len(found.across)} pair(s) of copies stand in different splits, and preprocess.leaks is 'refuse'. Take them "
-        f"out of the source, or write `leaks: drop` or `leaks: report`; {report} lists them:{shown}"
+        f"{what} stand in different splits, and preprocess.leaks is 'refuse'. Take them out of the source, or write "
+        f"`leaks: drop` or `leaks: report`; {report} lists them:{shown}"
         + (f"\n    ... and {rest} more" if rest > 0 else "")
     )
 
@@ -208,8 +324,17 @@ def sort_labels(labels: set[str]) -> list[str]:
     return sorted(labels)
 
 
+def _download(report: Path) -> Any:
+    """Return what the stage download said of data/raw."""
+    if not report.is_file():
+        raise DataError(f"{report} is missing; run the stage download first.")
+    return read_json(report)
+
+
 def _kind(setting: str, raw: Path) -> str:
     """Return "image", "text" or "audio": what data/raw holds, which the setting must not contradict."""
+    if folders := read_folders(raw):
+        return {_kind(setting, raw / folder) for folder in folders}.pop()  # one: download has made sure of that
     files = list_files(raw).files if raw.is_dir() else {}
     if not files:
         raise DataError(f"{raw} holds no data; run the stage download first.")

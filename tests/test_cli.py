@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from regraft.settings import load_settings
+
 PROGRAM = """
 import sys
 from regraft import cli
@@ -40,6 +42,17 @@ def test_debug_shows_the_traceback(how):
     done = ends("fail", how, "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+def test_a_new_project_takes_several_sources_and_dvc_reads_its_settings(tmp_path):
+    for name in ("first", "second, third"):
+        (tmp_path / f"{name}.csv").write_text("text,label\na,b\n")
+    given = [f"csv:{tmp_path}/first.csv", f"csv:{tmp_path}/second, third.csv"]
+    command = [sys.executable, "-m", "regraft.cli", "init", str(tmp_path / "new"), "--name", "texts"]
+    subprocess.run([*command, *(part for one in given for part in ("--source", one))], check=True, capture_output=True)
+    plan = [sys.executable, "-m", "regraft.cli", "plan", "--root", str(tmp_path / "new")]
+    subprocess.run(plan, check=True, capture_output=True)
+    assert load_settings(tmp_path / "new" / "params.yaml").download.source == given
 
 
 def test_a_project_in_place_of_a_file_and_a_path_that_cannot_be_are_mistakes_of_the_user(tmp_path):

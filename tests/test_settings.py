@@ -36,6 +36,14 @@ def test_every_setting_in_the_shipped_file_has_a_comment():
     assert [line.strip() for line in uncommented] == ["batch_size: 32"]  # explained a few lines above
 
 
+def test_yaml_that_dvc_cannot_read_is_refused_with_what_to_write(tmp_path):
+    message = problems(tmp_path, "name: a\ndownload: {source: [folder:A, folder:B]}\n")
+    assert "line 2" in message
+    assert "['folder:A', 'folder:B']" in message
+    quoted = load(tmp_path, "name: a\ndownload: {source: ['folder:A', 'folder:B']}\n")
+    assert quoted.download.sources == ["folder:A", "folder:B"]
+
+
 def test_all_problems_are_reported_together(tmp_path):
     message = problems(tmp_path, "name: a\nseed: -1\nfinetune: {epochs: 0, batch_size: '32'}\npromote: {metric: acc}\n")
     assert "4 invalid setting(s)" in message

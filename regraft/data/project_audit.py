@@ -10,7 +10,8 @@ from regraft.data import sources
 from regraft.data.against import Against, compare, read_others
 from regraft.data.audit import Audit, Content, Member, audit, find_copies
 from regraft.data.examples import collect
-from regraft.data.fetch import fetch, kind_of
+from regraft.data.fetch import common_kind, fetch, fetch_all
+from regraft.data.grouping import SplitColumns
 from regraft.data.records import Split, open_split, read_info
 from regraft.errors import DataError
 from regraft.paths import Paths
@@ -68,6 +69,8 @@ def audit_against(paths: Paths, source: str, *, near: bool = True) -> Against:
     """
     settings = load_settings(paths.params)
     other = sources.parse(source, paths.root)
+    if other.url is not None:
+        raise DataError(f"source {source!r} is not on this machine; fetch it, and name the folder or file.")
     with _examples(paths, settings) as examples, _scratch(paths) as scratch:
         raw = other.path
         if other.is_archive or other.scheme in ("package", "tfds"):
@@ -112,23 +115,25 @@ def _contents(splits: Sequence[Split]) -> Iterator[Content]:
 
 def _collected(settings: Settings, paths: Paths, scratch: Path) -> _Examples:
     raw = paths.raw
-    source = sources.parse(settings.download.source, paths.root)
+    named = sources.parse_all(settings.download.sources, paths.root)
+    found = {folder: sources.at_hand(source, paths.root, paths.state) for folder, source in named.items()}
     if not raw.is_dir():
         raw = scratch / "raw"
         raw.mkdir()
-        fetch(source, raw)
+        fetch_all(found, raw)
     (scratch / "converted").mkdir()
     collection = collect(
-        kind_of(source),
+        common_kind(found),
         raw,
         scratch / "converted",
         text_column=settings.preprocess.text_column,
         target_column=settings.preprocess.target_column,
         task=settings.preprocess.task,
         rare_below=settings.preprocess.min_examples_per_class,
+        split_columns=SplitColumns(settings.preprocess.group_column, settings.preprocess.time_column),
     )
     places = [(split, example) for split, held in collection.splits.items() for example in held]
     if not places:
-        raise DataError(f"source {settings.download.source!r} holds no example that can be used.")
+        raise DataError(f"source {', '.join(settings.download.sources)} holds no example that can be used.")
     rows = [(example.name, split, example.label) for split, example in places]
     return _Examples(collection.kind, rows, lambda: (example.content for _, example in places))

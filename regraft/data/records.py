@@ -36,6 +36,8 @@ class Example:
             16-bit PCM, as its encoded bytes or as the file holding them (read only when it is written, so that a large
             source never has to fit in memory).
         values: One number for each target, see `targets.Target`; empty for a class.
+        group: Whose it is (a speaker, a patient), as written; empty for none. Not stored.
+        time: When it came about, as written; empty for none. Not stored.
     """
 
     id: str
@@ -43,6 +45,8 @@ class Example:
     label: str
     content: str | bytes | Path
     values: tuple[float, ...] = ()
+    group: str = ""
+    time: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from regraft.data import archives
+from regraft.data import archives, remotes
 from regraft.errors import DataError
 from regraft.files import write_json
 
@@ -34,6 +34,7 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _UNSETTLED_NS = 2_000_000_000
+_LONGEST_SHORT_NAME = 40
 # Folders of a project that its stages write to.
 OWN_FOLDERS = ("data", "features", "models", "reports", "mlartifacts", ".regraft", ".scratch", ".dvc")
 
@@ -80,12 +81,20 @@ class Source:
         scheme: "package", "folder", "csv" (which `table` is another name of) or "tfds".
         path: The absolute path it leads to: a folder, a table, an archive; for "tfds" where that keeps its data.
         listing: Its files as they lie there, which are one if it is an archive and none for "tfds".
+        url: Where it comes from, if it is remote: `path` is then the copy, which need not be there yet, and the listing
+            is empty until `at_hand` has made sure of it.
     """
 
     text: str
     scheme: str
     path: Path
     listing: Listing = field(repr=False, compare=False)
+    url: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What reports and dvc.lock call it: paths of this machine do not belong there."""
+        return self.text if self.scheme in ("package", "tfds") or self.url else self.scheme
 
     @property
     def is_archive(self) -> bool:
@@ -106,6 +115,7 @@ class Source:
 
         An archive counts as the one file it is. A `tfds` source is what its name says: the version that goes with a
         name alone is fixed by the installed tensorflow-datasets, which counts as code of the stage that imports it.
+        A remote source is its URL, in the version that planning saw and noted beside `index`.
 
         The digest depends on relative names and content only. A file is read only if its size or times differ from
         those in `index`, a JSON file that this call brings up to date.
@@ -115,6 +125,8 @@ class Source:
         """
         if self.scheme == "tfds":
             return {"source": self.text}
+        if self.url:
+            return {"source": self.text, "version": remotes.planned_version(index.parent, self.url)}
         known = _read_index(index, self.path)
         now_ns = time.time_ns()
         entries: dict[str, list[Any]] = {}
@@ -133,7 +145,7 @@ class Source:
     def describe(self, digests: dict[str, str]) -> dict[str, Any]:
         """Return the fingerprint for these sha256 sums of the source's files, by relative name."""
         fingerprint: dict[str, Any] = {
-            "source": self.text if self.scheme == "package" else self.scheme,
+            "source": self.shown,
             "files": len(self.listing.files),
             "bytes": sum(facts.st_size for facts in self.listing.files.values()),
             "digest": combine(digests),
@@ -153,12 +165,14 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
 
     Args:
         source: `package:mnist5k`, `folder:DIR`, `csv:FILE_OR_DIR` (or `table:`), either of them also with an archive,
-            or `tfds:NAME[/CONFIG][:VERSION]`; relative paths start at `root`, `~` is home.
+            or `tfds:NAME[/CONFIG][:VERSION]`; relative paths start at `root`, `~` is home, and a URL may stand in
+            place of a path: see `regraft.data.remotes`.
         root: The project's folder, or whatever else relative paths start at.
         project: The project's folder, if that is not `root`; a source may not overlap with what its stages make.
 
     Raises:
-        DataError: If the scheme or the package is unknown, nothing is there, or the scheme wants something else.
+        DataError: If the scheme or the package is unknown, nothing is there (of a URL nobody asks its server), or the
+            scheme wants something else.
     """
     scheme, colon, rest = source.partition(":")
     rest = rest.strip()
@@ -168,6 +182,11 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
         return _parse_package(source, rest)
     if scheme == "tfds":
         return _parse_tfds(source, rest)
+    if (url := remotes.url_of(rest)) is not None:
+        local = remotes.local_path(source, url)
+        if local is None:
+            return _parse_remote(source, "folder" if scheme == "folder" else "csv", url, project or root)
+        rest = local
     try:
         path = (root / Path(rest).expanduser()).resolve()
     except RuntimeError as error:  # `~somebody` who has no home folder, or a link to itself
@@ -176,6 +195,33 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
     if not path.exists():
         raise DataError(f"source {source!r}: {path} does not exist. {_what_is_there(path)}")
     _refuse_own_folders(source, path, (project or root).resolve())
+    return _parse_local(source, scheme, rest, path)
+
+
+def at_hand(source: Source, project: Path, state: Path) -> Source:
+    """Return `source` with its files, which for a remote one are those of its copy in the project.
+
+    Raises:
+        DataError: If the copy is not there, is not of the version that planning saw, or not what its scheme wants.
+    """
+    if source.url is None:
+        return source
+    copy = remotes.require_copy(source.url, project, state)
+    return replace(_parse_local(source.text, source.scheme, source.url, copy), url=source.url)
+
+
+def _parse_remote(source: str, scheme: str, url: str, project: Path) -> Source:
+    copy = remotes.copy_of(url, project.resolve())
+    if scheme == "folder" and not remotes.has_folders(url) and not archives.is_archive_name(copy.name):
+        raise DataError(
+            f"source {source!r}: over HTTP a folder comes as an archive, a URL that ends in one of "
+            f"{', '.join(archives.SUFFIXES)}; this one ends in {copy.name!r}."
+            + (f" For a table of texts write `csv:{url}`." if is_table_name(copy.name) else "")
+        )
+    return Source(source, scheme, copy, Listing({}, {}, ()), url)
+
+
+def _parse_local(source: str, scheme: str, rest: str, path: Path) -> Source:
     if path.is_file() and archives.is_archive_name(path.name):
         return _parse_file(source, "folder" if scheme == "folder" else "csv", path)
     if scheme in ("csv", "table"):
@@ -192,6 +238,43 @@ def parse(source: str, root: Path, project: Path | None = None) -> Source:
     return Source(source, "folder", path, list_files(path))
 
 
+def parse_all(texts: Sequence[str], root: Path, project: Path | None = None) -> dict[str, Source]:
+    """Parse one or several sources; return each by the folder below the raw data that holds its files.
+
+    A single source has the raw data to itself: its folder is "". Of several each has a folder of its own, called after
+    its place and its name: `1-photos`. So another one at the end moves none, nor does a source that moves elsewhere.
+
+    Args:
+        texts: As in `download.source`.
+        root: See `parse`.
+        project: See `parse`.
+
+    Raises:
+        DataError: If one of them does not exist, see `parse`, or is named twice.
+    """
+    found = [parse(text, root, project) for text in texts]
+    for place, source in enumerate(found):
+        same = next((other for other in found[:place] if _same_place(source, other)), None)
+        if same is not None:
+            raise DataError(f"download.source names {source.text!r} twice (also as {same.text!r}); keep one.")
+    if len(found) == 1:
+        return {"": found[0]}
+    return {f"{place}-{_short_name(source)}": source for place, source in enumerate(found, 1)}
+
+
+def _same_place(one: Source, other: Source) -> bool:
+    return one.text == other.text or (one.scheme != "tfds" and other.scheme != "tfds" and one.path == other.path)
+
+
+def _short_name(source: Source) -> str:
+    """Return a name for a source's folder that any file system takes: of its folder, file or data set."""
+    name = source.text.partition(":")[2] if source.scheme in ("package", "tfds") else source.path.name
+    if source.scheme not in ("package", "tfds") and (source.url or not source.path.is_dir()):
+        suffixes = (*archives.SUFFIXES, *TABLE_SUFFIXES)
+        name = next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.")[:_LONGEST_SHORT_NAME] or "source"
+
+
 def guess_kind(source: Source) -> str:
     """Return "image", "text" or "audio", judging by the names of the source's files.
 
@@ -205,6 +288,11 @@ def guess_kind(source: Source) -> str:
         return "image"
     if source.scheme == "csv":
         return "text"
+    if source.url and not source.listing.files:
+        raise DataError(
+            f"source {source.text!r}: what it holds is seen once it has been fetched; say it beforehand, with `--kind "
+            "image` or `--kind audio`."
+        )
     if (kind := kind_of_files(source.names)) is not None:
         return kind
     tables = [name for name in source.names if is_table_name(name)]

@@ -19,8 +19,10 @@ SEPARATOR = "|"
 _NUMERIC_SHARE = 0.95
 # More distinct numbers than this, some with a fraction, are measured and not classes (ratings by halves make 9 or 19).
 _FRACTIONS = 20
-# Whole numbers: classes, unless there are more of them than this and most are too rare to be classes.
+# Whole numbers: classes, unless there are more of them than this and these shares of them are too rare to be classes,
+# the smaller one if they leave gaps: counts thin out at their ends, while classes are numbered without gaps.
 _WHOLE_NUMBERS = 10
+_MOST, _MANY = 0.5, 0.2
 # Targets are stored and learned as float32.
 _LARGEST = 3.4e38
 
@@ -118,8 +120,9 @@ def reader_for(task: str, cells: Mapping[str, Sequence[str]], *, rare_below: int
     """Return the reader of targets in the columns `cells`, after deciding the task if `task` is "auto".
 
     Several columns: marks of labels if every cell is 0 or 1, else real values. One column: real values if it holds
-    numbers, of which either some have a fraction and more than 20 are distinct, or more than 10 are distinct and most
-    occur fewer than `rare_below` times; else classes.
+    numbers, of which either some have a fraction and more than 20 are distinct, or more than 10 are distinct and occur
+    as counts do and numbered classes do not: most fewer than `rare_below` times, or a fifth of them while there are
+    gaps between them; else classes.
 
     Args:
         task: "auto", "classification", "multilabel" or "regression".
@@ -162,8 +165,10 @@ def _task_of(cells: Sequence[str], rare_below: int) -> str:
     counts = Counter(value for cell in cells if (value := _as_number(cell)) is not None and math.isfinite(value))
     if any(not value.is_integer() for value in counts):
         return REGRESSION if len(counts) > _FRACTIONS else CLASSIFICATION
-    rare = sum(count < rare_below for count in counts.values())
-    return REGRESSION if len(counts) > _WHOLE_NUMBERS and rare > len(counts) / 2 else CLASSIFICATION
+    rare = sum(count < rare_below for count in counts.values()) / len(counts)
+    has_gaps = max(counts) - min(counts) >= len(counts)
+    are_counts = rare > _MOST or (rare >= _MANY and has_gaps)
+    return REGRESSION if len(counts) > _WHOLE_NUMBERS and are_counts else CLASSIFICATION
 
 
 def _separated_names(cells: Sequence[str]) -> tuple[str, ...]:

@@ -148,6 +148,8 @@ def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], mi
         f"{minimum}: add some or remove the class"
         for label in few
     ]
+    if few and all(label.isdecimal() for label in labels):
+        problems.append("if these are counts or measured values and no classes, set preprocess.task to regression")
     if not few and not splits.get("validation"):
         problems.append(
             "there is no example for validation: the train split has too few to spare any (copies and near copies "

@@ -249,6 +249,13 @@ def thumbnail(encoded: bytes, *, side_px: int = 160) -> Thumbnail:
     return Thumbnail(buffer.getvalue(), max(image.size))
 
 
+def to_jpeg(encoded: bytes) -> bytes:
+    """Return the image as a JPEG file of the same size: photographs in a page need no more."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(encoded)).convert("RGB").save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
 def to_png(pixels: np.ndarray) -> bytes:
     """Return pixels, shape (height, width, 3) with values in [0, 255], as a PNG file."""
     buffer = io.BytesIO()

@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from regraft.evaluation.plots import (
     residuals_figure,
     scatter_figure,
     thumbnail,
+    to_jpeg,
 )
 from regraft.measures import HEADLINES, LEADING, VALIDATION, task_of, words
 from regraft.settings import EvaluateSettings
@@ -34,12 +35,27 @@ _TEMPLATE = "report.html.j2"
 _TABLE_CLASSES = 12
 _CONFUSIONS = 3
 _REJECTS = 20
+_GROUPS = 20
+PAIRS_SHOWN = 6
 _SMALL_IMAGE_PX = 64
 _SHORT_TEXT = 240
 # Metrics that are no shares.
 _NUMBERS = ("r2", "pearson", "spearman", "rmse", "mae", "mse")
 _MEANINGS = {"mae": "mean absolute error, in the target's own unit", "spearman": "Spearman's rank correlation"}
 _NOUNS = {"image": "image", "text": "text", "audio": "recording"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example for people to look at; `content` is an encoded image (of a recording: its picture), or a text."""
+
+    name: str
+    split: str
+    label: str
+    content: bytes | str
+
+
+Pairs = Sequence[tuple[Shown, Shown]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,9 @@ class Facts:
         seed: Of the run.
         evaluate: How the intervals were computed.
         answers: True values and predicted ones, each (N, K), of a regression; None for other tasks.
+        sheet: reports/data.png; None for none.
+        copies: The first copies across splits.
+        conflicts: The first copies with different labels.
     """
 
     name: str
@@ -73,6 +92,9 @@ class Facts:
     seed: int
     evaluate: EvaluateSettings
     answers: tuple[np.ndarray, np.ndarray] | None = None
+    sheet: bytes | None = None
+    copies: Pairs = field(default=())
+    conflicts: Pairs = field(default=())
 
     @property
     def task(self) -> str:
@@ -147,6 +169,7 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         data_facts=_data_facts(facts),
         rejects=rejects[:_REJECTS],
         more_rejects=max(0, len(rejects) - _REJECTS),
+        card=_card(facts),
         settings=_settings(facts),
         cores=facts.speed["cpu_cores"],
     )
@@ -321,6 +344,11 @@ def _leakage_warnings(data: Mapping[str, Any]) -> list[str]:
         return []
     warnings = []
     dropped = leakage["dropped"]["examples"]
+    if (groups := leakage.get("groups", {}).get("across_splits", 0)) and not dropped:
+        warnings.append(
+            f"{_things(groups, 'group')} {'stand' if groups > 1 else 'stands'} in more than one split, so the score "
+            "says less about groups that training never saw."
+        )
     if (across := leakage["across_splits"]) and not dropped:
         by = ", ".join(f"{_count(number)} across {splits}" for splits, number in leakage["across_by_splits"].items())
         warnings.append(
@@ -365,6 +393,43 @@ def _classes(per_class: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any
     return sorted(rows, key=lambda row: row["f1"])
 
 
+def _card(facts: Facts) -> dict[str, Any]:
+    """Return what the page shows of the data itself: examples, class balance, copies and groups across splits."""
+    data = facts.data
+    leakage = data.get("leakage") or {}
+    groups = leakage.get("groups") or {"across_splits": 0, "listed": []}
+    has_pictures = data["kind"] != "text" and facts.sheet is not None
+    return {
+        "sheet": _data_url(to_jpeg(facts.sheet)) if has_pictures and facts.sheet else None,
+        "rows": data.get("shown", []) if data["kind"] == "text" else [],
+        "balance": _balance(data),
+        "across": leakage.get("across_splits", 0),
+        "dropped": (leakage.get("dropped") or {"examples": 0})["examples"],
+        "copies": [[_show_example(one) for one in pair] for pair in facts.copies],
+        "conflicting": sum((leakage.get(kind) or {"pairs": 0})["pairs"] for kind in ("conflicts", "near_conflicts")),
+        "conflicts": [[_show_example(one) for one in pair] for pair in facts.conflicts],
+        "groups": groups["listed"][:_GROUPS],
+        "groups_across": groups["across_splits"],
+    }
+
+
+def _balance(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return for each class or label its examples by split, most frequent first, with its share of the largest."""
+    counts = data.get("counts", {})
+    totals = {label: sum(held[label] for held in counts.values()) for label in (data["labels"] if counts else ())}
+    largest = max([*totals.values(), 1])
+    return [
+        {"name": label, "counts": {split: held[label] for split, held in counts.items()}, "share": total / largest}
+        for label, total in sorted(totals.items(), key=lambda item: -item[1])
+    ]
+
+
+def _show_example(shown: Shown) -> dict[str, Any]:
+    """Return what the page shows of an example: its caption, and a small picture or the beginning of a text."""
+    caption = {"name": shown.name, "split": shown.split, "label": shown.label}
+    return {**caption, **_show_content(shown.content)}
+
+
 def _show_mistake(mistake: Mistake) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "name": mistake.name,
@@ -372,11 +437,14 @@ def _show_mistake(mistake: Mistake) -> dict[str, Any]:
         "predicted": mistake.predicted,
         "probability": mistake.probability,
     }
-    if isinstance(mistake.content, str):
-        text = mistake.content
-        return {**shown, "text": text if len(text) <= _SHORT_TEXT else text[: _SHORT_TEXT - 1] + "…"}
-    picture = thumbnail(mistake.content)
-    return {**shown, "picture": _data_url(picture.encoded), "is_small": picture.longer_side_px <= _SMALL_IMAGE_PX}
+    return {**shown, **_show_content(mistake.content)}
+
+
+def _show_content(content: bytes | str) -> dict[str, Any]:
+    if isinstance(content, str):
+        return {"text": content if len(content) <= _SHORT_TEXT else content[: _SHORT_TEXT - 1] + "…"}
+    picture = thumbnail(content)
+    return {"picture": _data_url(picture.encoded), "is_small": picture.longer_side_px <= _SMALL_IMAGE_PX}
 
 
 def _data_facts(facts: Facts) -> list[tuple[str, str]]:
@@ -385,7 +453,7 @@ def _data_facts(facts: Facts) -> list[tuple[str, str]]:
     rows = [
         ("source", f"{facts.download['source']}, {_things(facts.download['files'], 'file')}"),
         ("licence", facts.download["licence"] or "not stated"),
-        ("splits", f"{' and '.join(made)} made here, by hash" if made else "as the source has them"),
+        ("splits", f"{' and '.join(made)} made here, by {data.get('split_by', 'hash')}" if made else "as given"),
         ("set aside", _things(len(data["rejects"]), "unusable example")),
         ("exact copies", f"{_count(duplicates['extra_copies'])}, {_count(duplicates['across_splits'])} across splits"),
     ]

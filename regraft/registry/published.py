@@ -111,8 +111,8 @@ def standing(paths: Paths, settings: Settings, fingerprint: str) -> Standing:
             return Standing(None, {})
         try:
             return _read_database(database, settings.name, fingerprint)
-        except sqlite3.OperationalError as error:
-            log.debug("asking MLflow instead: %s (another version's tables, or a writer holds the file)", error)
+        except sqlite3.DatabaseError as error:
+            log.debug("asking MLflow instead: %s (another version's tables, a writer, or damage)", error)
     client = tracking.connect(paths, settings)
     with tracking.plain_errors(uri, "reading the registry"):
         return ask_client(client, settings.name, fingerprint)

@@ -296,7 +296,7 @@ def _register(release: Release, run: "Run", model: "LoggedModel") -> None:
         "regraft.task": release.task,
         "regraft.targets": release.targets,
         "regraft.shipped": release.shipped,
-        "regraft.source": release.settings.download.source,
+        "regraft.source": ", ".join(release.settings.download.sources),
         "regraft.data_digest": release.data_digest,
         "regraft.test_digest": release.answers.test_digest,
         "regraft.backbone": backbone,

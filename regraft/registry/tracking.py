@@ -13,11 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from regraft.errors import DISK_ERRORS, RegistryError, ResourceError
+from regraft.errors import DISK_ERRORS, RegistryError, ResourceError, SettingsError
 from regraft.paths import Paths
 from regraft.settings import Settings
 
@@ -30,6 +31,9 @@ REACH_TIMEOUT_S = 3.0
 ARTIFACTS = "mlartifacts"
 # MLflow's error codes for what another attempt may get past; it calls every failed connection an internal error.
 PASSING_ERRORS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+SCHEMES = (
+    "http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "databricks-uc", "uc",
+)  # fmt: skip
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 # MLflow retries a request for about four minutes unless told otherwise; a dead server should be reported in seconds.
@@ -51,12 +55,26 @@ def tracking_uri(paths: Paths, settings: Settings) -> str:
 
     A SQLite file given by a relative path is made absolute (the variable's as seen from the working directory, the
     setting's as seen from the project), because stages and flows run in several working directories.
+
+    Raises:
+        SettingsError: If MLflow knows no such kind of store.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI", "").strip():
-        return _absolute(uri, Path.cwd())
+        return _absolute(_known(uri, "the variable MLFLOW_TRACKING_URI"), Path.cwd())
     if settings.tracking.uri:
-        return _absolute(settings.tracking.uri, paths.root)
+        return _absolute(_known(settings.tracking.uri, "tracking.uri in params.yaml"), paths.root)
     return f"sqlite:///{default_database(paths)}"
+
+
+def _known(uri: str, where: str) -> str:
+    """Return `uri` if its scheme is MLflow's own, a plugin's, or missing (a folder)."""
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme and scheme not in SCHEMES and scheme not in entry_points(group="mlflow.tracking_store").names:
+        raise SettingsError(
+            f"{where} is {redacted(uri)!r}, and MLflow has no store of the kind {scheme!r}; write the address of a "
+            "server (http://host:5000) or a database (sqlite:///FILE, postgresql://...)."
+        )
+    return uri
 
 
 def default_database(paths: Paths) -> Path:
@@ -261,6 +279,11 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
         raise RegistryError(message) from error
     except (requests.RequestException, sqlalchemy.exc.OperationalError, sqlite3.OperationalError) as error:
         raise ResourceError(f"{doing}: MLflow at {where} failed: {redacted(str(error))}\n{again}") from error
+    except (sqlalchemy.exc.DatabaseError, sqlite3.DatabaseError) as error:
+        raise RegistryError(
+            f"{doing}: the database of MLflow at {where} is damaged: {redacted(str(error))}. Bring it back from a "
+            "backup, or move it away to begin a new registry."
+        ) from error
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

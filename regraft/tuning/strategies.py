@@ -372,7 +372,8 @@ def _run_pilots(
             set_head(trainer.model, *head)
         progress = Progress(log, f"trying learning rate {rate:g}", steps * everything.batch_size, "examples")
         pilots.append(_pilot(trainer, _plan(1, steps, rate, 1), everything, judges, progress))
-        log.info("learning rate %g: held-out %s %s", rate, data.objective.loss_name, pilots[-1].log_loss)
+        if (loss := pilots[-1].log_loss) is not None:
+            log.info("learning rate %g: held-out %s %.4f", rate, data.objective.loss_name, loss)
         write_json(file, {"run": run, "pilots": [asdict(pilot) for pilot in pilots]})
     return pilots
 

@@ -10,7 +10,7 @@ from regraft.data.labels import read_labels
 from regraft.data.records import open_split
 from regraft.data.sources import list_files
 from regraft.errors import DataError
-from regraft.files import read_json
+from regraft.files import read_json, write_json
 from regraft.paths import Paths
 from regraft.settings import PreprocessSettings
 
@@ -193,6 +193,7 @@ def test_a_folder_with_labels_becomes_prepared_data_in_its_own_splits(tmp_path):
         draw(paths.raw / "images" / f"{number}.png", number)
         rows.append(f"images/{number}.png,{'train' if number < 30 else 'test'},{number % 2},{number}")
     (paths.raw / "labels.csv").write_text("\n".join(["file,split,odd,number", *rows]))
+    write_json(paths.reports / "download.json", {"source": "folder", "digest": "ab" * 32})
     tasks.preprocess.run(PreprocessSettings(target_column="odd"), paths)
     report = read_json(paths.reports / "data.json")
     assert report["columns"] == {"file": "file", "target": "odd", "split": "split"}

@@ -1,13 +1,16 @@
 """Making the splits that a source lacks."""
 
 import hashlib
+import random
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from regraft.data.records import Example
-from regraft.data.splits import assign, complete, group, place
+from regraft.data.splits import assign, assign_by_time, complete, group, place
+from regraft.errors import DataError
 
 FRACTIONS: Any = {"validation_fraction": 0.15, "test_fraction": 0.2}
 
@@ -98,7 +101,7 @@ def chain(examples_, length):
     return [(one.id, other.id) for number, (one, other) in enumerate(pairwise(examples_), start=1) if number % length]
 
 
-def grouped(train, pairs, keys=None):
+def grouped(train, pairs, keys=()):
     return where(complete({"train": train}, **FRACTIONS, groups=group([e.id for e in train], pairs, keys)))
 
 
@@ -132,8 +135,8 @@ def test_a_copy_that_joins_moves_at_most_the_group_it_joins():
 def test_examples_of_one_key_stay_together_and_new_ones_move_none_of_them():
     train = examples("a", 200) + examples("b", 200)
     keys = {example.id: f"speaker {number % 40}" for number, example in enumerate(train)}
-    few = grouped(train[:-100], [], keys)
-    many = grouped(train, [], keys)
+    few = grouped(train[:-100], [], keys.items())
+    many = grouped(train, [], keys.items())
     assert few.items() <= many.items()
     splits_of: dict[str, set[str]] = {}
     for example in train:
@@ -144,5 +147,140 @@ def test_examples_of_one_key_stay_together_and_new_ones_move_none_of_them():
 def test_groups_are_what_copies_and_keys_connect():
     # a-b by copy, b and c by key, d-e by copy, g-h through a copy in another split, f alone but for such a copy.
     pairs = [("b", "a"), ("e", "d"), ("f", "Y"), ("X", "h"), ("g", "X")]
-    groups = group("abcdefgh", pairs, {"b": "k2", "c": "k2"})
+    groups = group("abcdefgh", pairs, [("b", "k2"), ("c", "k2")])
     assert groups == {"a": "key k2", "b": "key k2", "c": "key k2", "d": "d", "e": "d", "g": "g", "h": "g"}
+
+
+def test_a_copy_to_the_byte_links_the_groups_of_both_its_owners():
+    groups = group("abc", [], [("a", "k2"), ("b", "k2"), ("b", "k1"), ("c", "k1")])
+    assert groups == {"a": "key k1", "b": "key k1", "c": "key k1"}
+
+
+@dataclass
+class _World:
+    """Random examples with copies and owners; `units` says which are bound together."""
+
+    train: list[Example]
+    pairs: list[tuple[str, str]]
+    keys: list[tuple[str, str]]
+    units: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        # Worked out by spreading numbers until nothing changes, not by the union-find under test.
+        held = {example.id for example in self.train}
+        number = {identity: place for place, identity in enumerate(sorted(held))}
+        owned: dict[str, list[str]] = {}
+        for identity, key in self.keys:
+            owned.setdefault(key, []).append(identity)
+        links = [pair for pair in self.pairs if held.issuperset(pair)]
+        links += [pair for ids in owned.values() for pair in pairwise(ids)]
+        changed = True
+        while changed:
+            changed = False
+            for one, other in links:
+                if number[one] != number[other]:
+                    number[one] = number[other] = min(number[one], number[other])
+                    changed = True
+        members: dict[int, set[str]] = {}
+        for identity, root in number.items():
+            members.setdefault(root, set()).add(identity)
+        self.units = {identity: frozenset(members[root]) for identity, root in number.items()}
+
+    def without(self, gone):
+        train = [example for example in self.train if example.name not in gone]
+        held = {example.id for example in train}
+        return _World(
+            train,
+            [pair for pair in self.pairs if held.issuperset(pair)],
+            [(identity, key) for identity, key in self.keys if identity in held],
+        )
+
+    def splits(self):
+        return grouped(self.train, self.pairs, self.keys)
+
+
+def _random_world(seed):
+    rng = random.Random(seed)  # noqa: S311
+    # Classes are large: a tiny one may move an example to have one in every split, as `complete` says.
+    train = [e for label in "abc"[: rng.randint(2, 3)] for e in examples(f"{label}{seed}.", rng.randint(120, 160))]
+    # Copies to the byte, some under another name and label.
+    train += [Example(e.id, f"again/{e.name}", rng.choice(train).label, "x") for e in rng.sample(train, 10)]
+    ids = [example.id for example in train]
+    pairs = [(rng.choice(ids), rng.choice(ids)) for _ in range(rng.choice([0, 5, 30]))]
+    owners = rng.choice([0, 10, 80])
+    keys = [(example.id, f"owner {rng.randrange(owners)} of {example.label}") for example in train[: owners * 2]]
+    return _World(train, pairs, keys), rng
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_taking_examples_away_moves_only_those_that_were_bound_to_one_of_them(block):
+    moved = alike = 0
+    for seed in range(50 * block, 50 * block + 50):
+        full, rng = _random_world(seed)
+        gone = {example.name for example in rng.sample(full.train, rng.choice([1, 5, 20]))}
+        less = full.without(gone)
+        before, after = full.splits(), less.splits()
+        for example in less.train:
+            if before[example.name] != after[example.name]:
+                assert less.units[example.id] != full.units[example.id], (seed, example.name)
+                moved += 1
+            alike += 1
+        for world, splits in ((full, before), (less, after)):
+            of_unit: dict[frozenset[str], set[str]] = {}
+            for example in world.train:
+                of_unit.setdefault(world.units[example.id], set()).add(splits[example.name])
+            assert all(len(held) == 1 for held in of_unit.values()), seed
+    assert moved < 0.02 * alike
+
+
+def dated(times, start=0):
+    made = examples("a", len(times), start)
+    return made, {example.name: time for example, time in zip(made, times, strict=True)}
+
+
+def by_time(times, wanted=None, **groups):
+    made, time_of = dated(times)
+    chosen = assign_by_time(made, {"test": 0.2, "validation": 0.15} if wanted is None else wanted, time_of, **groups)
+    return [chosen[example.id] for example in made]
+
+
+def test_the_oldest_are_train_and_the_newest_test():
+    assert by_time(list(range(20))) == ["train"] * 13 + ["validation"] * 3 + ["test"] * 4
+    assert by_time([4, 2, 5, 1, 3]) == ["validation", "train", "test", "train", "train"]
+    assert by_time([1, 2, 3, 4], {"validation": 0.15}) == ["train", "train", "train", "validation"]
+
+
+def test_examples_of_one_time_share_a_split_and_every_split_gets_a_time():
+    assert by_time([1, 1, 2, 2, 2, 2, 3, 3, 3, 3]) == ["train"] * 2 + ["validation"] * 4 + ["test"] * 4
+    assert by_time([1] * 98 + [2, 3]) == ["train"] * 98 + ["validation", "test"]
+    assert by_time([1, 2] + [3] * 98) == ["train", "validation"] + ["test"] * 98
+
+
+def test_fewer_times_than_splits_are_an_error():
+    with pytest.raises(DataError, match=r"2 different time\(s\).*test and validation and train need one each"):
+        by_time([1, 1, 2, 2])
+
+
+def test_a_group_stands_where_its_newest_member_does():
+    made, times = dated(range(20))
+    groups = {made[0].id: "key k", made[18].id: "key k"}
+    chosen = assign_by_time(made, {"test": 0.2, "validation": 0.15}, times, groups)
+    assert chosen[made[0].id] == chosen[made[18].id] == "test"
+    assert max(times[e.name] for e in made if chosen[e.id] == "train") < 15
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_newer_examples_move_older_ones_towards_train_and_never_back(block):
+    order = ("train", "validation", "test")
+    for seed in range(50 * block, 50 * block + 50):
+        rng = random.Random(seed)  # noqa: S311
+        span = rng.choice([5, 30, 1000])
+        old, times = dated([rng.randrange(span) for _ in range(rng.randint(30, 120))])
+        new, newer = dated([span - 1 + rng.randrange(span) for _ in range(rng.choice([1, 7, 90]))], start=500)
+        wanted: Any = rng.choice([{"test": 0.2, "validation": 0.15}, {"test": 0.3}, {"validation": 0.05}])
+        before = assign_by_time(old, wanted, times)
+        after = assign_by_time(rng.sample(old + new, len(old + new)), wanted, times | newer)
+        assert all(order.index(after[e.id]) <= order.index(before[e.id]) for e in old), seed
+        spreads = [[(times | newer)[e.name] for e in old + new if after[e.id] == split] for split in order]
+        held = [spread for spread in spreads if spread]
+        assert all(max(one) < min(other) for one, other in pairwise(held)), seed

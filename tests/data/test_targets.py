@@ -10,7 +10,7 @@ from regraft.data.splits import complete
 from regraft.data.targets import UnusableTarget, reader_for
 from regraft.data.validation import check
 from regraft.errors import DataError
-from regraft.files import read_json
+from regraft.files import read_json, write_json
 from regraft.paths import Paths
 from regraft.settings import PreprocessSettings
 from tasks import preprocess
@@ -31,6 +31,8 @@ def numbers(count, *, step=1.0, times=1):
         ([numbers(10, times=9)], "classification"),  # digits
         ([numbers(40, times=9)], "classification"),  # forty whole numbers, all of them frequent
         ([numbers(40)], "regression"),  # forty whole numbers that occur once
+        ([[*numbers(20, times=9), "22", "25", "25", "26", "29", "31"]], "regression"),  # counts, thin at one end
+        ([[*numbers(20, times=9), "20", "21", "22", "23", "24", "25"]], "classification"),  # classes, some of them new
         ([numbers(9)], "classification"),  # too few numbers to be measurements; the classes are refused later
         ([numbers(20, step=0.5, times=9)], "classification"),  # ratings by halves
         ([numbers(21, step=0.5, times=9)], "regression"),
@@ -194,6 +196,7 @@ def test_a_label_that_hardly_occurs_or_always_holds_is_refused():
 def test_the_report_describes_real_values_by_split(tmp_path):
     paths = Paths(tmp_path)
     write_table(paths.raw, [(n % 100, n / 7) for n in range(300)])
+    write_json(paths.reports / "download.json", {"source": "folder", "digest": "ab" * 32})
     preprocess.run(PreprocessSettings(target_column="y"), paths)
     report = read_json(paths.reports / "data.json")
     assert (report["task"], report["labels"]) == ("regression", ["y"])
@@ -209,6 +212,7 @@ def test_the_report_describes_real_values_by_split(tmp_path):
 def test_the_report_counts_labels(tmp_path):
     paths = Paths(tmp_path)
     write_table(paths.raw, [(n % 2, int(n % 3 == 0)) for n in range(120)])
+    write_json(paths.reports / "download.json", {"source": "folder", "digest": "ab" * 32})
     preprocess.run(PreprocessSettings(target_column=["x", "y"]), paths)
     report = read_json(paths.reports / "data.json")
     assert report["task"] == "multilabel"
@@ -224,8 +228,10 @@ def test_folders_named_by_numbers_are_classes_unless_the_setting_says_that_they_
         folder = paths.raw / f"{number % 12}.5"
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    write_json(paths.reports / "download.json", {"source": "folder", "digest": "ab" * 32})
     preprocess.run(PreprocessSettings(), paths)
     assert read_info(paths.prepared).task == "classification"
+    write_json(paths.reports / "download.json", {"source": "folder", "digest": "ab" * 32})
     preprocess.run(PreprocessSettings(task="regression"), paths)
     info = read_info(paths.prepared)
     assert (info.kind, info.task, info.labels) == ("image", "regression", ("value",))

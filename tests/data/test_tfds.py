@@ -136,6 +136,9 @@ def test_images_arrive_with_their_classes_splits_and_pixels(paths):
     assert (report["licence"], report["homepage"]) == ("CC0-1.0", "https://example.org/made")
     assert report["version"].startswith("made_images/1.2.0 ")
     assert report["files"] == 24
+    described = read_json(paths.reports / "croissant.json")
+    assert (described["license"], described["url"]) == ("CC0-1.0", "https://example.org/made")
+    assert (described["name"], described["version"]) == ("made_images", "1.2.0")
 
 
 def test_exporting_twice_gives_the_same_bytes(paths):

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import keras_hub
@@ -11,6 +11,8 @@ from PIL import Image
 
 from regraft.backbones.card import Card, weights_digest
 from regraft.backbones.extractor import build_extractor
+from regraft.data.records import open_split
+from regraft.paths import Paths
 from regraft.tuning.classifier import Classifier, graft
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "##s", "a", "very"]
@@ -69,3 +71,25 @@ def picture(value: int, *, side_px: int = 20, file_format: str = "PNG") -> bytes
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, file_format)
     return buffer.getvalue()
+
+
+def data_card(paths: Paths) -> dict[str, Any]:
+    """Write reports/data.png and return what reports/data.json says of it and of copies: two are across splits."""
+    names = [open_split(paths.prepared, split).names for split in ("train", "test")]
+    across = [*[list(pair) for pair in zip(*names, strict=False)][:2], ["gone.png", names[1][0]]]
+    paths.reports.mkdir(exist_ok=True)
+    (paths.reports / "data.png").write_bytes(picture(200))
+    none = {"pairs": 0, "listed": []}
+    return {
+        "shown": [],
+        "leakage": {
+            "across_splits": 3,
+            "across_by_splits": {"train and test": 3},
+            "across": {"pairs": 3, "listed": across},
+            "conflicts": {"pairs": 1, "listed": across[:1]},
+            "near_conflicts": none,
+            "near": none,
+            "dropped": {"examples": 0, "listed": []},
+            "groups": {"groups": 0, "without_group": 30, "across_splits": 0, "listed": []},
+        },
+    }

@@ -19,7 +19,7 @@ from regraft.settings import EvaluateSettings
 from regraft.tuning.classifier import Classifier, save_classifier
 from tasks import evaluate
 from tasks.preprocess import describe_values
-from tests.evaluation.small_models import picture, random_classifier
+from tests.evaluation.small_models import data_card, picture, random_classifier
 
 SETTINGS = EvaluateSettings(bootstrap_samples=100)
 WORDS = ["good", "bad", "day", "very", "a"]
@@ -78,6 +78,7 @@ def make_project(root: Path, kind: str, task: str) -> Paths:
             "duplicates": {"extra_copies": 0, "across_splits": 0, "conflicting_labels": 0},
             "median_short_side_px": 20,
             "text_length_characters": {"p50": 20, "p90": 30, "p99": 40, "max": 50},
+            **data_card(paths),
         },
     )
     write_json(paths.reports / "download.json", {"source": "folder", "files": 90, "licence": None})

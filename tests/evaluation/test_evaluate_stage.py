@@ -16,7 +16,7 @@ from regraft.registry.serving import INPUT_EXAMPLES, load_served
 from regraft.settings import EvaluateSettings
 from regraft.tuning.classifier import save_classifier
 from tasks import evaluate
-from tests.evaluation.small_models import picture, random_classifier
+from tests.evaluation.small_models import data_card, picture, random_classifier
 
 SETTINGS = EvaluateSettings(bootstrap_samples=100)
 WORDS = ["good", "bad", "day", "very", "a"]
@@ -65,6 +65,7 @@ def make_project(root: Path, kind: str) -> Paths:
             "duplicates": {"extra_copies": 0, "across_splits": 0, "conflicting_labels": 0},
             "median_short_side_px": 20,
             "text_length_characters": {"p50": 20, "p90": 30, "p99": 40, "max": 50},
+            **data_card(paths),
         },
     )
     write_json(paths.reports / "download.json", {"source": "folder", "files": 90, "licence": None})
@@ -148,6 +149,19 @@ def test_a_second_run_writes_the_same_bytes_but_for_speeds(evaluated):
     second = files_below(evaluated.reports)
     assert {file for file in first if first[file] != second[file]} <= varies
     assert set(first) == set(second)
+
+
+def test_copies_across_splits_are_shown_side_by_side_as_long_as_both_are_there(evaluated):
+    data = read_json(evaluated.reports / "data.json")
+    page = (evaluated.reports / "report.html").read_text("utf-8").split("Copies across splits")[1]
+    across, conflicts = page.split("Copies with different labels")
+    assert across.count('<div class="pair">') == 2
+    assert conflicts.count('<div class="pair">') == 1
+    for pair in data["leakage"]["across"]["listed"][:2]:
+        assert all(name in across for name in pair)
+    assert "gone.png" not in page
+    kind = read_json(evaluated.reports / "data.json")["kind"]
+    assert across.count("<img" if kind == "image" else "<blockquote>") == 4
 
 
 def test_a_model_that_does_not_survive_its_export_is_not_kept(tmp_path, monkeypatch):

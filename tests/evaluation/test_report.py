@@ -12,7 +12,7 @@ from PIL import Image
 from regraft.backbones.card import Card
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import DARK, LIGHT, Mistake, confusion_figure, thumbnail
-from regraft.evaluation.report import Facts, draw_plots, render_report
+from regraft.evaluation.report import Facts, Shown, draw_plots, render_report
 from regraft.settings import EvaluateSettings
 from tests.evaluation.small_models import picture
 
@@ -184,6 +184,56 @@ def test_copies_across_splits_and_their_labels_are_said_at_the_top_unless_they_w
     text = text_of(page_of(facts))
     assert "in different splits" not in text
     assert "dropped as copies 3 examples" in text
+
+
+def test_the_page_shows_examples_class_balance_copies_conflicts_and_groups():
+    facts = facts_of(LABELS, BETTER, PROBE, ["a", "b", "c"])
+    facts.data["counts"] = {"train": {"a": 70, "b": 1234, "c": 7}, "test": {"a": 5, "b": 8, "c": 3}}
+    facts.data["leakage"] = {
+        "across_splits": 9,
+        "across_by_splits": {"train and test": 9},
+        "near": {"pairs": 0},
+        "conflicts": {"pairs": 1},
+        "near_conflicts": {"pairs": 1},
+        "dropped": {"examples": 0},
+        "groups": {
+            "across_splits": 21,
+            "listed": [{"group": f"speaker {n}", "examples": {"train": n, "test": 2}} for n in range(21)],
+        },
+    }
+    pair = (Shown("train/1.png", "train", "a", picture(10)), Shown("test/2.png", "test", "b", picture(11)))
+    page = page_of(replace(facts, sheet=picture(99), copies=[pair] * 6, conflicts=[pair]))
+    text = text_of("</style>" + page.split("The data itself")[1])
+    assert "class train test b 1,234 8 a 70 5 c 7 3" in text
+    assert "9 pairs of exact or near copies; the first 6, the others are in reports/data.json" in text
+    assert "train a train/1.png test b test/2.png" in text
+    assert "Copies with different labels 2 pairs; the first 1, the others" in text
+    assert "speaker 3 3 in train, 2 in test" in text
+    assert "speaker 19" in text
+    assert "speaker 20" not in text
+    assert "and 1 more" in text
+    assert page.count('class="sheet" src="data:image/jpeg') == 1
+    assert "21 groups stand in more than one split" in text_of(page).split("What it gets wrong")[0]
+
+
+def test_texts_are_shown_as_rows_and_escaped():
+    evil = "<script>alert(1)</script>"
+    facts = facts_of(LABELS, BETTER, PROBE, ["a", "b", "c"], kind="text")
+    row = {"name": "x:1", "label": "a", "split": "test", "text": f"text with {evil}"}
+    facts.data["shown"] = [{"title": "a", "examples": [row]}]
+    one, other = Shown("x:1", "train", "a", evil), Shown("y:2", "test", "b", "other")
+    facts.data["leakage"] = {
+        "across_splits": 1,
+        "across_by_splits": {"train and test": 1},
+        "near": {"pairs": 1},
+        "near_conflicts": {"pairs": 0},
+        "dropped": {"examples": 1},
+    }
+    page = page_of(replace(facts, sheet=picture(99), copies=[(one, other)]))
+    assert "<script" not in page
+    assert "test text with &lt;script&gt;" in re.sub(r"<[^>]+>|\s+", " ", page).replace("  ", " ").replace("  ", " ")
+    assert 'class="sheet"' not in page
+    assert "1 pair of exact or near copies, of which one side was dropped" in text_of(page)
 
 
 def test_a_flawless_model_has_no_mistakes_to_show():

@@ -246,6 +246,30 @@ def test_dvc_lock_holds_no_path_of_this_machine(project):
     assert str(REPOSITORY) not in lock
 
 
+def write_through(link: Path, content: bytes) -> None:
+    """Change a file of the cache through its link, which root may do although it is read-only."""
+    link.chmod(0o644)
+    link.write_bytes(content)
+    link.chmod(0o444)
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["as the plan shows", "and the plan does not show"])
+def test_a_result_changed_through_its_link_into_the_cache_is_made_again(project, is_seen):
+    run_all(project)
+    result = project.root / "prepared.txt"
+    if result.stat().st_nlink == 1:
+        pytest.skip("the file system has no hard links")
+    before = result.read_bytes()
+    write_through(result, b"changed by hand")
+    lines: list[str] = []
+    if is_seen:
+        assert plan(project)["preprocess"].why == ("its output prepared.txt is modified",)
+    pipeline.run_stage(project.root, "preprocess", force=not is_seen, on_line=lines.append)
+    assert lines == ["1 file(s) in the DVC cache were changed through their links in the project: made again"]
+    assert result.read_bytes() == before
+    assert run_all(project) == []
+
+
 def test_the_link_type_told_is_the_one_used(project):
     run_all(project)
     links = (project.root / "prepared.txt").stat().st_nlink
@@ -303,6 +327,25 @@ def test_what_changed_after_planning_is_noticed_by_the_stage_that_reads_it(proje
     assert fingerprint.moved_inputs(project, settings, "preprocess") == []
     monkeypatch.setattr(fingerprint, "code_fingerprint", lambda stage: {"regraft/data/images.py": "0" * 16})
     assert fingerprint.moved_inputs(project, settings, "preprocess") == ["the code"]
+
+
+def test_a_damaged_file_of_fingerprints_is_written_anew(project):
+    run_all(project)
+    project.inputs.write_bytes(b'{"half": \xff')
+    assert [stage.stale for stage in plan(project).values()] == [False, False]
+
+
+def test_the_graph_of_a_project_made_for_other_code_is_refused_by_the_stage_it_fails(tmp_path):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "cat" / "1.png").write_bytes(b"not looked into")
+    paths = create(tmp_path / "project", source=f"folder:{tmp_path / 'images'}", name="pets", kind="image")
+    fingerprint.require_current_graph(paths, "evaluate")
+    text = paths.graph.read_text("utf-8")
+    paths.graph.write_text(text.replace("    - reports/speed.json\n", ""), encoding="utf-8")
+    assert paths.graph.read_text("utf-8") != text
+    with pytest.raises(RegraftError, match=r"made for another version.*reads or writes reports/speed.json\. Copy"):
+        fingerprint.require_current_graph(paths, "evaluate")
+    fingerprint.require_current_graph(paths, "finetune")
 
 
 def test_an_interrupted_stage_is_no_fault_and_ends_like_any_interrupted_command(project):
