@@ -110,7 +110,8 @@ def _mean_of_channels(file: soundfile.SoundFile) -> np.ndarray:
     while len(block := file.read(max(1, _AT_ONCE // file.channels), dtype="float32", always_2d=True)):
         length += len(block)
         _refuse_long(length, file.samplerate)
-        parts.append(block.mean(axis=1, dtype=np.float32))
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite samples: the caller refuses them
+            parts.append(block.mean(axis=1, dtype=np.float32))
     return np.concatenate(parts)
 
 

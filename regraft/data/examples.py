@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from regraft.data import audio, pairs, several
 from regraft.data.grouping import NO_COLUMNS, SplitColumns
-from regraft.data.images import Inspection, UnreadableImage, inspect, to_png
+from regraft.data.images import Inspection, UnreadableImage, glance, inspect, to_png
 from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
 from regraft.data.sources import is_audio_name, is_image_name, list_files, split_of, tables_by_split
@@ -215,8 +215,8 @@ def collect_images(
 
     A folder's name is a class unless `task` says that it is a number (regression) or several labels (`a|b`).
 
-    Every image is decoded twice, by Pillow (which notices truncation) and by `tf.io.decode_image` (which is what the
-    model will use); formats that only Pillow reads are stored as PNG.
+    Every image is decoded by `tf.io.decode_image`, which is what the model will use, and all but JPEG by Pillow too;
+    formats that only Pillow reads are stored as PNG.
 
     Args:
         raw: Folder of class folders, or of images with a table of labels.
@@ -232,13 +232,18 @@ def collect_images(
     """
     found = _labelled_files(raw, is_image_name, target_column, task, rare_below, split_columns=split_columns)
     rejects = found.rejects
-    progress = Progress(log, "checking images", len(found.work), "images")
     splits: dict[str, list[Example]] = {}
     short_sides_px, reencoded, rotated = {}, 0, 0
     # Both decoders release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(lambda file: _read_image(raw, scratch, file, found.reader), found.work):
-            progress.advance(1)
+        glances = []
+        for seen in pool.map(lambda file: _glance(raw, file, found.reader), found.work):
+            if isinstance(seen, Reject):
+                rejects.append(seen)
+            else:
+                glances.append(seen)
+        fit = _read_by_tensorflow(raw, [seen.name for seen in glances if seen.inspection.suits_tensorflow])
+        for result in pool.map(lambda seen: _read_image(raw, scratch, seen, is_fit=seen.name in fit), glances):
             if isinstance(result, Reject):
                 rejects.append(result)
                 continue
@@ -500,26 +505,65 @@ def _read_target(file: LabelledFile, reader: TargetReader) -> Target | Reject:
         return Reject(file.name, f"{error} in {file.where}" if file.where else in_folder)
 
 
-def _read_image(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Image | Reject:
+@dataclass(frozen=True)
+class _Glance:
+    """An image file with its target, its sha256 and what its head says."""
+
+    file: LabelledFile
+    target: Target
+    digest: str
+    inspection: Inspection
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+
+def _glance(raw: Path, file: LabelledFile, reader: TargetReader) -> _Glance | Reject:
     target = _read_target(file, reader)
     if isinstance(target, Reject):
         return target
-    name, stored = file.name, raw / file.name
-    content = stored.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
+    content = (raw / file.name).read_bytes()
     try:
-        inspection = inspect(content)
-        suits_tensorflow = inspection.suits_tensorflow and tensorflow_reads(content)
-        if not suits_tensorflow:
-            png = to_png(content)
-            if not tensorflow_reads(png):
-                return Reject(name, "cannot be decoded by TensorFlow", target.label)
-            stored = scratch / f"{digest}.png"
-            _write_once(stored, png)
+        return _Glance(file, target, hashlib.sha256(content).hexdigest(), glance(content))
     except UnreadableImage as error:
-        return Reject(name, str(error), target.label)
-    example = Example(digest, name, target.label, stored, target.values, file.group, file.time)
-    return _Image(file.split, example, inspection, not suits_tensorflow)
+        return Reject(file.name, str(error), target.label)
+
+
+def _read_by_tensorflow(raw: Path, names: Sequence[str]) -> set[str]:
+    """Return which of the image files `names` in `raw` are decoded by `tf.io.decode_image`, which the model uses."""
+    progress = Progress(log, "checking images", len(names), "images")
+
+    def decode(number: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return number, tf.size(tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False))
+
+    paths = tf.constant([str(raw / name) for name in names], tf.string)
+    files = tf.data.Dataset.from_tensor_slices((tf.range(len(names)), paths))
+    numbers = files.map(decode, tf.data.AUTOTUNE, deterministic=False).ignore_errors().batch(256)
+    read: set[str] = set()
+    for batch, _ in numbers.as_numpy_iterator():
+        read.update(names[number] for number in batch.tolist())
+        progress.advance(len(batch))
+    return read
+
+
+def _read_image(raw: Path, scratch: Path, seen: _Glance, *, is_fit: bool) -> _Image | Reject:
+    name, digest, label, stored = seen.name, seen.digest, seen.target.label, raw / seen.name
+    if not (is_fit and seen.inspection.is_jpeg):
+        content = stored.read_bytes()
+        try:
+            inspect(content)
+            if not is_fit:
+                png = to_png(content)
+                if not tensorflow_reads(png):
+                    return Reject(name, "cannot be decoded by TensorFlow", label)
+                stored = scratch / f"{digest}.png"
+                _write_once(stored, png)
+        except UnreadableImage as error:
+            return Reject(name, str(error), label)
+    file = seen.file
+    example = Example(digest, name, label, stored, seen.target.values, file.group, file.time)
+    return _Image(file.split, example, seen.inspection, was_reencoded=not is_fit)
 
 
 def _read_recording(raw: Path, scratch: Path, file: LabelledFile, reader: TargetReader) -> _Recording | Reject:

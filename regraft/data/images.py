@@ -9,6 +9,8 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,13 +50,26 @@ class Inspection:
         width_px: Columns.
         height_px: Rows.
         suits_tensorflow: Whether `tf.io.decode_image` reads the format and gives these very pixels.
+        is_jpeg: Whether it is a JPEG. Of those Pillow decodes whatever TensorFlow decodes, also if it is damaged: both
+            rely on libjpeg-turbo, and thousands of damaged files made no difference. So one of them is enough.
         is_rotated: Whether an EXIF tag asks for another orientation than the stored one.
     """
 
     width_px: int
     height_px: int
     suits_tensorflow: bool
+    is_jpeg: bool
     is_rotated: bool
+
+
+def glance(content: bytes) -> Inspection:
+    """Describe an image file by its head alone.
+
+    Raises:
+        UnreadableImage: If it is empty, no image or too large; whether it is whole is not known yet.
+    """
+    with _explaining(content):
+        return _describe(_open(content))
 
 
 def inspect(content: bytes) -> Inspection:
@@ -63,13 +78,17 @@ def inspect(content: bytes) -> Inspection:
     Raises:
         UnreadableImage: If it is empty, no image, broken, truncated or too large.
     """
-    image = _decode(content)
+    return _describe(_decode(content))
+
+
+def _describe(image: Image.Image) -> Inspection:
     # TensorFlow takes the palette indices of a BMP for grey values, without a word.
     is_palette_bmp = image.format == "BMP" and image.mode not in ("RGB", "L")
     return Inspection(
         width_px=image.width,
         height_px=image.height,
         suits_tensorflow=image.format in _TENSORFLOW_FORMATS and not is_palette_bmp,
+        is_jpeg=image.format == "JPEG",
         is_rotated=_is_rotated(image),
     )
 
@@ -104,15 +123,28 @@ def to_rgb(content: bytes) -> Image.Image:
 
 
 def _decode(content: bytes) -> Image.Image:
+    with _explaining(content):
+        image = _open(content)
+        image.load()
+    return image
+
+
+def _open(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImage(
+            f"is too large ({image.width} x {image.height} pixels, at most {MAX_PIXELS:,} in all); scale it down"
+        )
+    return image
+
+
+@contextmanager
+def _explaining(content: bytes) -> Iterator[None]:
+    """Turn whatever Pillow raises into the reason why `content` is no image that can be used."""
     if not content:
         raise UnreadableImage("is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(
-                f"is too large ({image.width} x {image.height} pixels, at most {MAX_PIXELS:,} in all); scale it down"
-            )
-        image.load()
+        yield
     except UnidentifiedImageError:
         raise UnreadableImage(_not_an_image(content)) from None
     except Image.DecompressionBombError:  # Pillow does not even open what is twice as large
@@ -122,7 +154,6 @@ def _decode(content: bytes) -> Image.Image:
     except _BROKEN as error:
         # Pillow may name its buffer by address, which differs from run to run.
         raise UnreadableImage(f"is broken: {re.sub(r'<[^>]*>', 'the file', str(error))}") from None
-    return image
 
 
 def _is_rotated(image: Image.Image) -> bool:

@@ -1,6 +1,7 @@
 """Figures of a report, drawn for light or dark pages: numbers in, PNG bytes out, the same bytes each time."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -296,5 +297,8 @@ def _shorten(text: str, most: int) -> str:
 def _png(figure: Figure) -> bytes:
     """Return `figure` as PNG bytes without the name of the software that drew it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # What the font lacks (an emoji in the name of a class) is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()

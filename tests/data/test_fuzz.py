@@ -23,11 +23,14 @@ from regraft.data import audio
 from regraft.data.archives import contents, unpack
 from regraft.data.audit import find_copies
 from regraft.data.examples import tensorflow_reads
-from regraft.data.images import UnreadableImage, inspect, to_png
+from regraft.data.images import UnreadableImage, glance, inspect, to_png
 from regraft.data.labels import read_labels
 from regraft.data.tables import parse_csv, parse_jsonl, parse_parquet
 from regraft.errors import DataError, ResourceError
 from tests.sounds import recorded
+
+# Of Pillow, about damaged notes; `regraft.data.images` silences them, and pytest turns them on again.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
 NOISE = np.random.default_rng(0).normal(0, 0.1, 400)
@@ -81,7 +84,7 @@ def fuzz(strategy, examples):
 
         run.__name__ = test.__name__
         default = settings(settled, max_examples=examples)(given(strategy)(run))
-        thorough = settings(settled, max_examples=100 * examples)(given(strategy)(run))
+        thorough = settings(settled, max_examples=30 * examples)(given(strategy)(run))
 
         @pytest.mark.parametrize("check", [default, pytest.param(thorough, marks=pytest.mark.slow)], ids=["", "long"])
         def both(check):
@@ -116,8 +119,15 @@ PICTURES = [
 @fuzz(damaged(PICTURES), 400)
 def test_a_damaged_picture_is_read_or_refused(content):
     try:
+        seen = glance(content)
+        # What `collect_images` relies on: for these it leaves the second decoder out.
+        is_proven = seen.is_jpeg and tensorflow_reads(content)
+    except UnreadableImage:
+        is_proven = False
+    try:
         inspection = inspect(content)
     except UnreadableImage as error:
+        assert not is_proven
         assert str(error).startswith(("is ", "has "))  # noqa: PT017
         return
     assert inspection.width_px * inspection.height_px > 0
