@@ -298,7 +298,7 @@ def _import_remotes(repo: Repo, paths: Paths, *, force: bool, on_line: Callable[
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             record = repo.imp_url(url, out=str(copy.relative_to(paths.root)), force=True)
-        except Exception as error:  # every backend has its own
+        except _remote_errors() as error:
             raise _not_imported(url, error) from error
         _require_version(repo, url, planned)
         record.meta = {"version": planned}
@@ -351,10 +351,17 @@ def _remote_version(url: str, config: Any) -> dict[str, Any]:
             return _version_of(fs.protocol, info)
         names = sorted(fs.find(path))
         versions = [_version_of(fs.protocol, info) for info in fs.info(names)]
-    except Exception as error:  # every backend has its own
+    except _remote_errors() as error:
         raise _not_had(url, error) from error
     listed = dict(zip((fs.relpath(name, path) for name in names), versions, strict=True))
     return {"files": len(listed), "digest": hash_json(listed)}
+
+
+def _remote_errors() -> tuple[type[Exception], ...]:
+    """Return what DVC and its client for HTTP raise; clients that a person installs beside may have others."""
+    from aiohttp import ClientError
+
+    return (OSError, DvcException, ClientError)
 
 
 def _version_of(protocol: str, info: dict[str, Any]) -> dict[str, Any]:
