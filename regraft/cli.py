@@ -98,6 +98,9 @@ def init(
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     kind: Annotated[str, typer.Option(help="image, text, audio, or auto: read off the source.")] = "auto",
     *,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Column of the text, or twice: those of the two texts of a pair.")
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(help="Column of the target; may be repeated.")] = None,
     task: Annotated[
         str, typer.Option(help="classification, multilabel, regression, or auto: read off the target's values.")
@@ -110,7 +113,9 @@ def init(
 
     pipeline.check_remotes(source, directory.resolve())
     with without_noise():
-        paths = create(directory, source=source, name=name, kind=kind, task=task, targets=target or ())
+        paths = create(
+            directory, source=source, name=name, kind=kind, task=task, targets=target or (), texts=text or ()
+        )
     try:
         pipeline.start_project(paths.root)
     except RegraftError:
@@ -217,7 +222,9 @@ def predict(
     model: Annotated[
         str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
     ],
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image or audio files, or texts.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image or audio files, or texts; pairs as 'A ||| B'.")
+    ],
     root: Root = HERE,
     as_json: AsJson = False,
 ) -> None:

@@ -24,6 +24,7 @@ def create(
     kind: str = "auto",
     task: str = "auto",
     targets: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> Paths:
     """Write params.yaml and dvc.yaml for a model called `name`, learnt from `source`, into `directory`.
 
@@ -34,6 +35,7 @@ def create(
         kind: image, text, audio, or auto to read it off the source.
         task: classification, multilabel, regression, or auto to read it off the target's values.
         targets: Column of the target, or several; none guesses one.
+        texts: Column of the text, or those of the two texts of a pair; none guesses one.
 
     Raises:
         RegraftError: If `directory` holds a project already, or source, name, kind or task are not valid. Nothing is
@@ -61,12 +63,14 @@ def create(
     )
     settings = yaml.load((REPOSITORY / "params.yaml").read_text("utf-8"))
     settings["name"] = name
-    texts = [_with_whole_path(one) for one in found]
-    settings["download"]["source"] = texts[0] if len(texts) == 1 else _in_one_line(texts)
+    whole = [_with_whole_path(one) for one in found]
+    settings["download"]["source"] = whole[0] if len(whole) == 1 else _in_one_line(whole)
     settings["preprocess"]["kind"] = kind
     settings["preprocess"]["task"] = task
     if targets:
         settings["preprocess"]["target_column"] = targets[0] if len(targets) == 1 else list(targets)
+    if texts:
+        settings["preprocess"]["text_column"] = texts[0] if len(texts) == 1 else _in_one_line(texts)
     settings["backbone"]["name"] = catalogue.names(kind)[0]
     check_settings(settings, "the new project")
     paths.root.mkdir(parents=True, exist_ok=True)
@@ -87,7 +91,7 @@ def _with_whole_path(source: sources.Source) -> str:
     return source.text if scheme in ("package", "tfds") or source.url else f"{scheme}:{source.path}"
 
 
-def _in_one_line(texts: list[str]) -> CommentedSeq:
+def _in_one_line(texts: Sequence[str]) -> CommentedSeq:
     """Return a list that is written before the comment on its setting, in the quotes that DVC wants inside `[...]`."""
     items = CommentedSeq(SingleQuotedScalarString(text) for text in texts)
     items.fa.set_flow_style()

@@ -50,7 +50,7 @@ class PreprocessSettings(Section):
 
     kind: Literal["auto", "image", "text", "audio"] = "auto"
     task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
-    text_column: str | None = None
+    text_column: str | Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     target_column: str | Annotated[list[str], Field(min_length=1)] | None = None
     group_column: str | None = None
     group_pattern: str | None = None
@@ -59,6 +59,8 @@ class PreprocessSettings(Section):
     test_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.2
     min_examples_per_class: Annotated[int, Field(ge=3)] = 3
     max_rejected_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.02
+    max_leak_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] | None = None
+    max_conflict_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] | None = None
     leaks: Literal["report", "drop", "refuse"] = "report"
 
     @field_validator("group_pattern")

@@ -20,7 +20,7 @@ from regraft.settings import EmbedSettings
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-DESCRIBED = ("kind", "image_size_px", "view", "max_tokens", "feature_size", "weights_sha256")
+DESCRIBED = ("kind", "image_size_px", "view", "max_tokens", "pair", "feature_size", "weights_sha256")
 SEED = 0  # nothing here is random; the call that sets it also makes TensorFlow's operations repeatable
 
 
@@ -43,6 +43,7 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
         image_size_px=image_size(embed, card, paths, seen),
         max_tokens=embed.max_tokens,
         view=seen,
+        pair=read_json(paths.reports / "data.json").get("pair") if kind == "text" else None,
     )
     splits = {name: open_split(paths.prepared, name) for name in SPLITS}
     description = describe(extractor, embed.batch_size)

@@ -74,6 +74,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         image_size_px=about["image_size_px"],
         max_tokens=about["max_tokens"],
         view=as_view(about.get("view")),
+        pair=about.get("pair"),
     )
     model = graft(extractor.model, probe.kernel, probe.bias)
     if finetune.strategy == "probe":

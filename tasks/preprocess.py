@@ -28,7 +28,7 @@ from regraft.data.several import read_folders
 from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
-from regraft.data.validation import check
+from regraft.data.validation import check, find_doubts
 from regraft.errors import DataError
 from regraft.files import read_json, replace_directory, write_bytes, write_json
 from regraft.paths import Paths
@@ -36,7 +36,7 @@ from regraft.settings import PreprocessSettings
 
 log = logging.getLogger(__name__)
 
-_LEAKS_SHOWN = 20
+_SHOWN = 20
 _GROUPS_LISTED = 1000
 
 
@@ -79,23 +79,26 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             times=times,
         )
         across = groups_across(splits)
-        found = audit(
-            [
-                Member(example.name, split, example.label, content_of[example.name])
-                for split, held in splits.items()
-                for example in held
-            ],
-            copies.near,
-        )
+        found = audit(members(splits, content_of), copies.near)
         dropped: set[str] = set()
         if preprocess.leaks == "drop":
             dropped = {member.name for member in found.to_drop} | outranked(splits, across)
         splits = {split: [e for e in held if e.name not in dropped] for split, held in splits.items()}
+        doubts = find_doubts(
+            members(splits, content_of),
+            copies.near,
+            {example.name: example.group for held in splits.values() for example in held if example.group},
+        )
         labels = list(collection.target_names) or sort_labels(
             {example.label for examples in splits.values() for example in examples}
         )
         report = paths.reports / "data.json"
-        leakage = {**found.report(preprocess.leaks, sorted(dropped)), "groups": describe_groups(collection, across)}
+        leakage = {
+            **found.report(preprocess.leaks, sorted(dropped)),
+            "groups": describe_groups(collection, across),
+            "leaked_test_examples": len(doubts.leaked),
+            "conflicting_examples": len(doubts.conflicting),
+        }
         rows = card.choose_rows(splits, labels, collection.task)
         described = {**describe(collection, splits, labels), "split_by": "hash" if times is None else "time"}
         write_json(report, {**described, "leakage": leakage, "shown": card.describe_rows(rows)})
@@ -109,6 +112,9 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             min_examples_per_class=preprocess.min_examples_per_class,
             max_rejected_fraction=preprocess.max_rejected_fraction,
             rejects_file=str(report.relative_to(paths.root)),
+            doubts=doubts,
+            max_leak_fraction=preprocess.max_leak_fraction,
+            max_conflict_fraction=preprocess.max_conflict_fraction,
         )
         with replace_directory(paths.prepared) as directory:
             write_prepared(directory, kind, labels, splits, task=collection.task)
@@ -137,6 +143,15 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     )  # fmt: skip
 
 
+def members(splits: Mapping[str, Sequence[Example]], content_of: Mapping[str, int]) -> list[Member]:
+    """Return the examples as the audit sees them, given the number of each one's content by its name."""
+    return [
+        Member(example.name, split, example.label, content_of[example.name])
+        for split, held in splits.items()
+        for example in held
+    ]
+
+
 def with_groups(collection: Collection, pattern: str) -> Collection:
     """Return `collection` with the group of each example that its file's name holds.
 
@@ -163,6 +178,9 @@ def with_times(collection: Collection) -> tuple[Collection, dict[str, Time] | No
     """Return the times of the examples to split, by name, and `collection` without those that have none.
 
     If the source has all splits itself there is nothing to do, and None for the times.
+
+    Raises:
+        DataError: If most have none.
     """
     if collection.splits.get("validation") and collection.splits.get("test"):
         log.warning("preprocess.time_column has no effect: the source has a validation and a test split of its own")
@@ -171,6 +189,12 @@ def with_times(collection: Collection) -> tuple[Collection, dict[str, Time] | No
     times, reasons = parse_times({example.name: example.time for example in train})
     unusable = [Reject(e.name, reasons[e.name], e.label) for e in train if e.name in reasons]
     kept = [example for example in train if example.name in times]
+    if len(unusable) > len(kept):
+        shown = "".join(f"\n    {reject.name} {reject.reason}" for reject in unusable[:_SHOWN])
+        raise DataError(
+            f"preprocess.time_column is {collection.columns['time']!r}, and {len(unusable)} of {len(train)} examples "
+            f"to split have no time there that can be read; the first of them:{shown}"
+        )
     rejects = sorted([*collection.rejects, *unusable], key=lambda reject: reject.name)
     return replace(collection, splits={**collection.splits, "train": kept}, rejects=rejects), times
 
@@ -216,6 +240,7 @@ def describe(collection: Collection, splits: Mapping[str, Sequence[Example]], la
     report: dict[str, Any] = {
         "kind": collection.kind,
         "columns": collection.columns,
+        **({"pair": list(collection.pair)} if collection.pair else {}),
         "task": collection.task,
         "labels": list(labels),
         **_describe_targets(collection.task, splits, labels),
@@ -273,8 +298,8 @@ def _refuse(found: Audit, groups: Mapping[str, Mapping[str, int]], report: str) 
             for name, held in groups.items()
         ),
     ]
-    shown = "".join(f"\n    {line}" for line in lines[:_LEAKS_SHOWN])
-    rest = len(lines) - _LEAKS_SHOWN
+    shown = "".join(f"\n    {line}" for line in lines[:_SHOWN])
+    rest = len(lines) - _SHOWN
     raise DataError(
         f"{what} stand in different splits, and preprocess.leaks is 'refuse'. Take them out of the source, or write "
         f"`leaks: drop` or `leaks: report`; {report} lists them:{shown}"

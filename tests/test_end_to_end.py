@@ -263,6 +263,47 @@ def test_texts_go_the_same_way(tmp_path):
     assert {answer["label"] for answer in answers} <= {"good", "bad"}
 
 
+def test_pairs_of_texts_go_the_same_way(tmp_path):
+    random = np.random.default_rng(0)
+    things = ["film", "card", "bank", "food"]
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["first", "second", "verdict"])
+        for number in range(160):
+            one, other = random.permutation(things)[:2]
+            about = one if number % 2 else other
+            writer.writerow([f"the {one} was great {number}", f"my {about} is not", ("other", "same")[number % 2]])
+    options = ["--text", "first", "--text", "second", "--target", "verdict"]
+    preset = make_text_preset(tmp_path / "preset")
+    project = make_project(
+        tmp_path / "project", *options, source=f"csv:{tmp_path / 'pairs.csv'}", preset=preset, name="same"
+    )
+    project.change("finetune.strategy", "probe")
+    assert project.facts("run")["publication"]["promoted"]
+    assert project.report("metrics.json")["test"]["accuracy"]["value"] > 0.8
+    asked = ["the film was great 7 ||| my film is not", "the card was great 8 ||| my bank is not"]
+    answers = project.facts("predict", "same", *asked)["predictions"]
+    assert [answer["label"] for answer in answers] == ["same", "other"]
+    refused = project.regraft("predict", "same", "the film was bad", check=False)
+    assert refused.returncode == 2
+    assert "FIRST ||| SECOND" in refused.stderr
+    program = f"""
+        import sys, mlflow, pandas as pd
+        mlflow.set_tracking_uri("sqlite:///{project.root}/mlflow.db")
+        model = mlflow.pyfunc.load_model("models:/same@champion")
+        second, first = ["my film is not", "my bank is not"], ["the film was great 7", "the card was great 8"]
+        table = pd.DataFrame({{"second": second, "first": first}})
+        assert list(model.predict(table).label) == ["same", "other"]
+        assert list(model.predict(table.to_dict("list")).label) == ["same", "other"]
+        assert len(model.predict(model.input_example)) == 1
+        assert not [name for name in sys.modules if name.split(".")[0] in ("regraft", "keras_hub")]
+    """
+    subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(program)], check=True, cwd=tmp_path)
+    # Scored on other test data, the champion is asked again, in the form its consumers use.
+    project.change("preprocess.test_fraction", 0.3)
+    assert project.facts("run")["publication"]["version"] == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "task", "headline"),

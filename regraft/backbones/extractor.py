@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from regraft.backbones.card import Card, read_card, stored_backbone, weights_digest
 from regraft.backbones.spectrogram import View, sound_preparation
+from regraft.data.pairs import SEPARATOR
 from regraft.errors import BackboneError
 
 # Below it the last feature map of most networks is a single cell. MNIST digits, 28 px: at 64 px the fine-tuned model is
@@ -20,6 +21,7 @@ from regraft.errors import BackboneError
 SMALLEST_AUTO_SIZE_PX = 64
 DEFAULT_SIZE_PX = 224
 MOST_TOKENS = 512
+PAIR_FEATURES = 4  # see `pair_model`: as many times those of a text
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Extractor:
         model: Image: float32 (batch, side, side, 3) in [0, 255] to float32 (batch, features); normalisation is inside.
             Audio: the same, or (batch, windows, side, side, 3) if recordings are seen in several windows.
             Text: {"token_ids": int32 (batch, tokens), "padding_mask": int32 (batch, tokens), 1 where a token is real},
-            any number of tokens up to `max_tokens`, to float32 (batch, features).
+            any number of tokens up to `max_tokens`, to float32 (batch, features). Pairs of texts: the same of shape
+            (batch, 2, tokens).
         prepare: Turns raw input into what `model` takes, by TensorFlow operations alone, so it may be part of an
             exported graph. Image: ONE encoded picture (JPEG, PNG, GIF or BMP; a string scalar) to float32
             (side, side, 3) in [0, 255], stretched to the square. Audio: ONE WAV file, see
@@ -42,6 +45,7 @@ class Extractor:
         max_tokens: Longest prepared text, start and end tokens included; None for images.
         view: How recordings are looked at; None for images and text.
         preset: The folder the backbone was loaded from.
+        pair: Names of the two texts, if it takes pairs of them (as one string, see `regraft.data.pairs`).
     """
 
     kind: Literal["image", "text", "audio"]
@@ -52,6 +56,12 @@ class Extractor:
     image_size_px: int | None = None
     max_tokens: int | None = None
     view: View | None = None
+    pair: tuple[str, ...] = ()
+
+    @property
+    def feature_size(self) -> int:
+        """How many numbers the features of an example are."""
+        return self.card.feature_size * (PAIR_FEATURES if self.pair else 1)
 
 
 def choose_image_size(setting: Literal["auto"] | int, median_short_side_px: float, native_px: int) -> int:
@@ -73,7 +83,12 @@ def choose_image_size(setting: Literal["auto"] | int, median_short_side_px: floa
 
 
 def build_extractor(
-    backbones: Path, *, image_size_px: int | None = None, max_tokens: int | None = None, view: View | None = None
+    backbones: Path,
+    *,
+    image_size_px: int | None = None,
+    max_tokens: int | None = None,
+    view: View | None = None,
+    pair: Sequence[str] | None = None,
 ) -> Extractor:
     """Load the backbone stored in `backbones` as an extractor.
 
@@ -82,6 +97,7 @@ def build_extractor(
         image_size_px: Side of the images; None takes the side the backbone was trained at. Ignored for text.
         max_tokens: Longest text; None, or more than the backbone takes, means what it takes. Ignored for images.
         view: For recordings: how a backbone of images is to look at them. None for images and text.
+        pair: For pairs of texts: the names of the two. None for all else.
 
     Raises:
         BackboneError: If there is not exactly one backbone, or its weights are not those on its card.
@@ -105,6 +121,9 @@ def build_extractor(
     longest = min(max_tokens or MOST_TOKENS, card.input_tokens or MOST_TOKENS)
     tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(folder))
     prepare = text_preparation(tokenizer, longest)
+    if pair:
+        model = pair_model(backbone)
+        return Extractor("text", card, model, pair_preparation(prepare), folder, max_tokens=longest, pair=tuple(pair))
     return Extractor("text", card, text_model(backbone), prepare, folder, max_tokens=longest)
 
 
@@ -156,6 +175,23 @@ def text_preparation(
     return tf.function(prepare, input_signature=[tf.TensorSpec([None], tf.string)])
 
 
+def pair_preparation(
+    prepare: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Return the function from pairs, each one string, (batch,), to what `prepare` makes of both texts.
+
+    Its tensors have the shape (batch, 2, up to max_tokens): `max_tokens` is of each text, and both are padded alike. A
+    string without a separator is a pair whose second text is empty.
+    """
+
+    def prepare_pairs(joined: tf.Tensor) -> dict[str, tf.Tensor]:
+        both = tf.strings.split(joined, SEPARATOR, maxsplit=1).to_tensor("", shape=(None, 2))
+        prepared = prepare(tf.reshape(both, (-1,)))
+        return {name: tf.reshape(tokens, (-1, 2, tf.shape(tokens)[1])) for name, tokens in prepared.items()}
+
+    return tf.function(prepare_pairs, input_signature=[tf.TensorSpec([None], tf.string)])
+
+
 def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int, *, windows: int = 1) -> keras.Model:
     """Return the functional model pixels -> normalisation -> `backbone` -> mean over positions.
 
@@ -178,12 +214,36 @@ def text_model(backbone: keras_hub.models.Backbone) -> keras.Model:
     """Return the functional model tokens -> `backbone` -> mean over the real tokens."""
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
+    features = _pooled(backbone, token_ids, padding_mask, MaskedAverage(name="pool"))
+    return keras.Model({"token_ids": token_ids, "padding_mask": padding_mask}, features, name="extractor")
+
+
+def pair_model(backbone: keras_hub.models.Backbone) -> keras.Model:
+    """Return the functional model tokens of two texts -> `backbone` on each -> how the two means are alike and differ.
+
+    The features are u, v, |u - v| and u * v, of which a linear head can read both likeness and direction (Conneau et
+    al., 2017, section 3.1, arXiv:1705.02364). Reading both texts in one sequence would let words of one attend to those
+    of the other, but means over such sequences, of a backbone that has never seen any, tell next to nothing.
+    """
+    token_ids = keras.Input((2, None), dtype="int32", name="token_ids")
+    padding_mask = keras.Input((2, None), dtype="int32", name="padding_mask")
+    pool = MaskedAverage(name="pool")
+    first, second = (_pooled(backbone, token_ids[:, side], padding_mask[:, side], pool) for side in (0, 1))
+    features = keras.ops.concatenate([first, second, keras.ops.abs(first - second), first * second], axis=-1)
+    return keras.Model({"token_ids": token_ids, "padding_mask": padding_mask}, features, name="extractor")
+
+
+def _pooled(
+    backbone: keras_hub.models.Backbone,
+    token_ids: keras.KerasTensor,
+    padding_mask: keras.KerasTensor,
+    pool: "MaskedAverage",
+) -> keras.KerasTensor:
     inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
     extra = {"segment_ids": keras.ops.zeros_like(token_ids)} if "segment_ids" in backbone.input else {}
     outputs = backbone({**inputs, **extra})
     sequence = outputs["sequence_output"] if isinstance(outputs, dict) else outputs
-    features = MaskedAverage(name="pool")(sequence, padding_mask)
-    return keras.Model(inputs, features, name="extractor")
+    return pool(sequence, padding_mask)
 
 
 class MaskedAverage(keras.layers.Layer):

@@ -74,7 +74,8 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
         "offset": list(card.offset),
         "divisor": list(card.divisor),
         "pooling": card.pooling,
-        "feature_size": card.feature_size,
+        "feature_size": extractor.feature_size,
+        "pair": list(extractor.pair) or None,
         "batch_size": batch_size,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
@@ -173,7 +174,7 @@ def embed_splits(
     if ids:
         cache.add(ids, np.stack(rows))
 
-    size = extractor.card.feature_size
+    size = extractor.feature_size
     features = {
         name: np.stack([known[id_] for id_ in split.ids]) if split.ids else np.zeros((0, size), np.float32)
         for name, split in splits.items()
@@ -208,32 +209,36 @@ def _text_features(
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield ids and features batch by batch, texts of about the same number of tokens together.
 
-    A text is padded to the bucket of its own length, and each bucket has batches of one shape, for the reason given in
-    `_image_features`; grouping also spares most of the work that padding to the longest would cost.
+    A text, or the longer one of a pair, is padded to the bucket of its own length, and each bucket has batches of one
+    shape, for the reason given in `_image_features`; grouping also spares most of the work that padding to the longest
+    would cost.
     """
-    tokens = tf.TensorSpec((None, None), tf.int32)
+    sides = (2,) if extractor.pair else ()
+    tokens = tf.TensorSpec((None, *sides, None), tf.int32)
     forward = _compiled(extractor, {"token_ids": tokens, "padding_mask": tokens})
     longest = extractor.max_tokens or MOST_TOKENS
-    buckets: dict[int, list[tuple[str, np.ndarray]]] = {}
+    buckets: dict[int, list[tuple[str, np.ndarray, np.ndarray]]] = {}
     contents = zip(unknown, _contents(unknown), strict=True)
     while chunk := list(itertools.islice(contents, ROWS_PER_SHARD)):
         prepared = extractor.prepare(tf.constant([text for _, text in chunk], tf.string))
-        token_ids, lengths = prepared["token_ids"].numpy(), prepared["padding_mask"].numpy().sum(axis=1)
-        for (id_, _), row, length in zip(chunk, token_ids, lengths, strict=True):
+        for (id_, _), row, mask in zip(
+            chunk, prepared["token_ids"].numpy(), prepared["padding_mask"].numpy(), strict=True
+        ):
+            length = int(mask.sum(axis=-1).max())
             bucket = min(next(size for size in TOKEN_BUCKETS if size >= length), longest)
-            buckets.setdefault(bucket, []).append((id_, row[:length]))
+            buckets.setdefault(bucket, []).append((id_, row[..., :length], mask[..., :length]))
     for bucket, members in sorted(buckets.items()):
         rows = max(1, batch_size * TOKENS_PER_BATCH_ROW // bucket)
         for start in range(0, len(members), rows):
             batch = members[start : start + rows]
-            token_ids = np.zeros((rows, bucket), np.int32)
-            padding_mask = np.zeros((rows, bucket), np.int32)
-            padding_mask[:, 0] = 1  # rows that fill up the batch attend to something, so that they compute no NaN
-            for place, (_, own) in enumerate(batch):
-                token_ids[place, : len(own)] = own
-                padding_mask[place, : len(own)] = 1
+            token_ids = np.zeros((rows, *sides, bucket), np.int32)
+            padding_mask = np.zeros((rows, *sides, bucket), np.int32)
+            padding_mask[..., 0] = 1  # rows that fill up the batch attend to something, so that they compute no NaN
+            for place, (_, own, mask) in enumerate(batch):
+                token_ids[place, ..., : own.shape[-1]] = own
+                padding_mask[place, ..., : own.shape[-1]] = mask
             features = forward({"token_ids": tf.constant(token_ids), "padding_mask": tf.constant(padding_mask)})
-            yield [id_ for id_, _ in batch], features.numpy()[: len(batch)]
+            yield [id_ for id_, _, _ in batch], features.numpy()[: len(batch)]
 
 
 def _contents(unknown: Mapping[str, tuple[Rows, int]]) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from regraft.data import audio, images
+from regraft.data import audio, images, pairs
 from regraft.data.audit import Content, Member, find_copies
 from regraft.data.records import SPLITS
 from regraft.data.sources import describe_suffixes, is_audio_name, is_image_name, is_table_name, list_files
@@ -69,11 +69,11 @@ class Against:
         }
 
 
-def read_others(kind: str, raw: Path, text_column: str | None) -> Others:
+def read_others(kind: str, raw: Path, text_column: str | Sequence[str] | None) -> Others:
     """Return the examples of a kind ("image", "text" or "audio") in the folder or table `raw`, whatever their labels.
 
     Files count wherever they lie, with or without class folders. Of a table the column `text_column` is taken if there
-    is one, else the column that looks like text.
+    is one (two for pairs of texts), else the column that looks like text.
 
     Raises:
         DataError: If it holds none, or a table cannot be parsed.
@@ -147,23 +147,24 @@ def _files(kind: str, folder: Path, names: Sequence[str]) -> Others:
     return Others(kept, [folder / name for name in kept], len(names) - len(kept))
 
 
-def _rows(folder: Path, names: Sequence[str], text_column: str | None) -> Others:
+def _rows(folder: Path, names: Sequence[str], text_column: str | Sequence[str] | None) -> Others:
     found: list[str] = []
     texts: list[Content] = []
     unreadable = 0
     for name in names:
         table = read_table(folder / name)
-        if text_column in table.header:
-            column = text_column
-        elif len(table.header) == 1:
-            column = table.header[0]
-        else:
-            column, _ = choose_columns(name, table.header, [fields for _, fields in table.rows], None, None)
-        place = table.header.index(column)
+        columns = [text_column] if isinstance(text_column, str) else list(text_column or ())
+        if not columns or not set(columns) <= set(table.header):
+            rows = [fields for _, fields in table.rows]
+            columns = (
+                table.header if len(table.header) == 1 else [choose_columns(name, table.header, rows, None, None)[0]]
+            )
+        places = [table.header.index(column) for column in columns]
         for line, fields in table.rows:
-            if len(fields) == len(table.header) and fields[place].strip():
+            held = [fields[place] for place in places] if len(fields) == len(table.header) else [""]
+            if all(text.strip() for text in held):
                 found.append(f"{name}:{line}")
-                texts.append(fields[place])
+                texts.append(pairs.SEPARATOR.join(held))
             else:
                 unreadable += 1
     return Others(found, texts, unreadable)

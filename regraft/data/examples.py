@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from regraft.data import audio, several
+from regraft.data import audio, pairs, several
 from regraft.data.grouping import NO_COLUMNS, SplitColumns
 from regraft.data.images import Inspection, UnreadableImage, glance, inspect, to_png
 from regraft.data.labels import LabelledFile, read_labels
@@ -54,6 +54,7 @@ class Collection:
         target_names: Names of the values of every example's target; none for classes.
         seconds: Length of each recording kept, by id.
         rates_hz: Its sampling rate, by id.
+        pair: The columns of the two texts, if every example is a pair of them; see `regraft.data.pairs`.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Collection:
     target_names: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     rates_hz: dict[str, int] = field(default_factory=dict)
+    pair: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def collect(
     raw: Path,
     scratch: Path,
     *,
-    text_column: str | None = None,
+    text_column: str | Sequence[str] | None = None,
     target_column: str | Sequence[str] | None = None,
     task: str = "auto",
     rare_below: int = 3,
@@ -370,7 +372,7 @@ def _in_class_folders(
 
 def collect_texts(
     raw: Path,
-    text_column: str | None,
+    text_column: str | Sequence[str] | None,
     target_column: str | Sequence[str] | None,
     *,
     task: str = "auto",
@@ -382,7 +384,7 @@ def collect_texts(
     Args:
         raw: Folder of tables: .csv or .tsv (separated by comma, semicolon or tab), .jsonl or .ndjson, .parquet; UTF-8,
             byte order mark allowed.
-        text_column: Column of texts; None guesses.
+        text_column: Column of texts; None guesses. Two columns make every example a pair of texts.
         target_column: Column of targets, or several; None guesses one.
         task: As in the settings; "auto" decides by the cells of train, see `reader_for`.
         rare_below: See `reader_for`.
@@ -401,20 +403,28 @@ def collect_texts(
     parsed = {split: read_table(raw / name) for split, name in by_split.items()}
     train = parsed["train"]
     named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
-    taken = dict.fromkeys(named, "target") | ({text_column: "text"} if text_column else {})
+    given = [text_column] if isinstance(text_column, str) else list(text_column or ())
+    if len(set(given)) < len(given):
+        raise DataError(f"preprocess.text_column names {given[0]!r} twice; a pair needs two columns.")
+    taken = dict.fromkeys(named, "target") | dict.fromkeys(given, "text")
     split_columns.require(train.name, train.header, taken)
     rest = split_columns.without(train.header)
     header = [train.header[place] for place in rest]
     rows = [fields for _, fields in train.rows]
     telling = [[fields[place] for place in rest] for fields in rows if len(fields) == len(train.header)]
-    text, target = choose_columns(train.name, header, telling, text_column, named[0] if named else None)
+    text, target = choose_columns(
+        train.name, header, telling, given[0] if given else None, named[0] if named else None, taken=given[1:]
+    )
+    texts = (text, *given[1:])
     for other in named[1:]:
         choose_columns(train.name, header, telling, text, other)  # it must exist, and be another one
+    for other in given[1:]:
+        choose_columns(train.name, header, telling, other, target)
     targets = tuple(named) or (target,)
     places = [train.header.index(column) for column in targets]
     cells = [[fields[place] for place in places] for fields in rows if len(fields) == len(train.header)]
     reader = _reader(targets, cells, task, rare_below)
-    if {text, target}.isdisjoint((text_column, *named)) and {text.lower(), target.lower()}.isdisjoint(
+    if {text, target}.isdisjoint((*given, *named)) and {text.lower(), target.lower()}.isdisjoint(
         (*TEXT_NAMES, *TARGET_NAMES)
     ):
         log.warning(
@@ -425,14 +435,14 @@ def collect_texts(
     splits: dict[str, list[Example]] = {}
     rejects: list[Reject] = []
     for split, table in parsed.items():
-        missing = [column for column in (text, *targets) if column not in table.header]
+        missing = [column for column in (*texts, *targets) if column not in table.header]
         if missing:
             raise DataError(
                 f"{table.name} has no column {missing[0]!r}, which {train.name} has; its columns are "
                 f"{quoted(table.header)}. Every table needs the text and the label; without labels it cannot serve as "
                 f"{split} split."
             )
-        for result in _read_rows(table, text, reader, split_columns):
+        for result in _read_rows(table, texts, reader, split_columns):
             if isinstance(result, Reject):
                 rejects.append(result)
             else:
@@ -442,9 +452,10 @@ def collect_texts(
         splits=splits,
         rejects=rejects,
         ignored_files=len(names) - len(by_split),
-        columns={"text": text, "target": ", ".join(targets)} | split_columns.names,
+        columns={"text": ", ".join(texts), "target": ", ".join(targets)} | split_columns.names,
         task=reader.task,
         target_names=reader.names,
+        pair=texts if len(texts) > 1 else (),
     )
 
 
@@ -458,27 +469,32 @@ def _reader(columns: Sequence[str], rows: Sequence[Sequence[str]], task: str, ra
 
 
 def _read_rows(
-    table: Table, text: str, reader: TargetReader, split_columns: SplitColumns
+    table: Table, texts: Sequence[str], reader: TargetReader, split_columns: SplitColumns
 ) -> Iterator[Example | Reject]:
-    text_place = table.header.index(text)
+    text_places = [table.header.index(column) for column in texts]
     target_places = [table.header.index(column) for column in reader.columns]
     for line, fields in table.rows:
         name = f"{table.name}:{line}"
         if len(fields) != len(table.header):
             yield Reject(name, f"has {len(fields)} field(s) where the header has {len(table.header)}")
             continue
-        content = fields[text_place]
+        held = [fields[place] for place in text_places]
         try:
             target = reader.read([fields[place] for place in target_places])
         except UnusableTarget as error:
             yield Reject(name, str(error))
             continue
-        if content.strip():
-            identity = hashlib.sha256(content.encode()).hexdigest()
-            group, time = split_columns.cells(table.header, fields)
-            yield Example(identity, name, target.label, content, target.values, group, time)
-        else:
-            yield Reject(name, "has no text", target.label)
+        if not all(text.strip() for text in held):
+            yield Reject(name, "has no text" if len(held) == 1 else "lacks one of its two texts", target.label)
+            continue
+        try:
+            content = pairs.join(held) if len(held) > 1 else held[0]
+        except ValueError as error:
+            yield Reject(name, str(error), target.label)
+            continue
+        identity = hashlib.sha256(content.encode()).hexdigest()
+        group, time = split_columns.cells(table.header, fields)
+        yield Example(identity, name, target.label, content, target.values, group, time)
 
 
 def _read_target(file: LabelledFile, reader: TargetReader) -> Target | Reject:

@@ -56,13 +56,19 @@ def read_table(path: Path) -> Table:
 
 
 def choose_columns(
-    name: str, header: Sequence[str], rows: Sequence[Sequence[str]], text_column: str | None, target_column: str | None
+    name: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    text_column: str | None,
+    target_column: str | None,
+    *,
+    taken: Sequence[str] = (),
 ) -> tuple[str, str]:
     """Return the names of the text and the target column of a table.
 
     A column named in the settings must exist. Otherwise a telling name decides (`text`, `message`, ...; `label`,
     `class`, ...); failing that the text is the column of longest mean length that is not numbers, and the target is the
-    remaining column with the fewest distinct values, of which it needs two.
+    remaining column with the fewest distinct values, of which it needs two. Columns that are `taken` are not guessed.
 
     Raises:
         DataError: If a named column is missing, or none is fit to be guessed; the message lists the columns.
@@ -84,6 +90,7 @@ def choose_columns(
     }
     text = text_column or _by_name(header, TEXT_NAMES, except_for=target_column)
     target = target_column or _by_name(header, TARGET_NAMES, except_for=text)
+    target = None if target in taken and target_column is None else target
     if text is None:
         wordy = [column for column in header if column != target and not all(map(_is_number, values[column]))]
         if not wordy:
@@ -93,7 +100,7 @@ def choose_columns(
             )
         text = max(wordy, key=lambda column: sum(map(len, values[column])))
     if target is None:
-        distinct = {column: len(set(values[column]) - {""}) for column in header if column != text}
+        distinct = {column: len(set(values[column]) - {""}) for column in header if column not in (text, *taken)}
         fit = [column for column, count in distinct.items() if count >= 2] or list(distinct)
         if not fit:
             raise DataError(

@@ -1,17 +1,61 @@
 """Stop rules: what data cannot be trained on, said all at once and with complete lists."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from regraft.data.audit import Member
 from regraft.data.examples import Collection
 from regraft.data.records import Example
 from regraft.data.targets import CLASSIFICATION, REGRESSION
 from regraft.errors import DataError
 
-_REJECTS_SHOWN = 10
+_SHOWN = 10
 _REAL_VALUES = 10
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Names of the examples that make a result doubtful.
+
+    Attributes:
+        leaked: Test examples that have a copy, exact or near, or a member of their group in train or validation.
+        conflicting: Exact copies of an example with another label.
+    """
+
+    leaked: Sequence[str] = ()
+    conflicting: Sequence[str] = ()
+
+
+def find_doubts(members: Sequence[Member], near: Iterable[tuple[int, int]], groups: Mapping[str, str]) -> Doubts:
+    """Return the doubtful ones among `members`.
+
+    Args:
+        members: The examples of all splits.
+        near: Pairs of contents that are near copies.
+        groups: The group of each member that has one, by its name.
+    """
+    seen = {member.content for member in members if member.split != "test"}
+    seen_groups = {groups[member.name] for member in members if member.split != "test" and member.name in groups}
+    close: dict[int, set[int]] = {}
+    for one, other in near:
+        close.setdefault(one, set()).add(other)
+        close.setdefault(other, set()).add(one)
+    first_label: dict[int, str] = {}
+    several = {m.content for m in members if first_label.setdefault(m.content, m.label) != m.label}
+    leaked = [
+        member.name
+        for member in members
+        if member.split == "test"
+        and (
+            member.content in seen
+            or not seen.isdisjoint(close.get(member.content, ()))
+            or groups.get(member.name) in seen_groups
+        )
+    ]
+    return Doubts(leaked, [member.name for member in members if member.content in several])
 
 
 def check(
@@ -21,6 +65,9 @@ def check(
     min_examples_per_class: int,
     max_rejected_fraction: float,
     rejects_file: str,
+    doubts: Doubts = Doubts(),
+    max_leak_fraction: float | None = None,
+    max_conflict_fraction: float | None = None,
 ) -> None:
     """Raise if `collection`, divided into `splits`, cannot be trained on and measured.
 
@@ -28,7 +75,7 @@ def check(
     `min_examples_per_class` different examples over all splits, and at least one in train and one in test (without the
     first it cannot be learned, without the second not measured; validation may lack a class). Copies count once.
     Real values must differ in train and in test. Of several labels each must hold for `min_examples_per_class`
-    different examples, and in train neither for all nor for none.
+    different examples, and in train neither for all nor for none. `doubts` must stay within their limits, if there are.
 
     Args:
         collection: What the raw data holds, with its rejects.
@@ -36,12 +83,29 @@ def check(
         min_examples_per_class: Fewest different examples of a class.
         max_rejected_fraction: Largest share of examples that may be set aside, in [0, 1).
         rejects_file: Where the whole list of rejects is written, for the message.
+        doubts: Of the examples in `splits`.
+        max_leak_fraction: Largest share of test examples that may be leaked, in [0, 1); None for no limit.
+        max_conflict_fraction: Largest share of all examples that may be conflicting, likewise.
 
     Raises:
         DataError: If a rule is broken; the message lists every problem.
     """
     problems = [
         *_rejects(collection, max_rejected_fraction, rejects_file),
+        *_too_many(
+            "max_leak_fraction",
+            max_leak_fraction,
+            doubts.leaked,
+            len(splits.get("test", ())),
+            "test examples have a copy, or one of their group, in train or validation; remove it, or set `leaks: drop`",
+        ),
+        *_too_many(
+            "max_conflict_fraction",
+            max_conflict_fraction,
+            doubts.conflicting,
+            sum(map(len, splits.values())),
+            "examples are exact copies of one with another label; correct the labels, or take them out",
+        ),
         *(_targets(collection, splits, min_examples_per_class) if any(splits.values()) else _nothing(collection)),
     ]
     if problems:
@@ -65,13 +129,27 @@ def _rejects(collection: Collection, allowed: float, rejects_file: str) -> list[
     total = len(rejects) + sum(map(len, collection.splits.values()))
     if len(rejects) <= allowed * total:
         return []
-    shown = "".join(f"\n    {reject.name} {reject.reason}" for reject in rejects[:_REJECTS_SHOWN])
-    rest = f"\n    ... and {len(rejects) - _REJECTS_SHOWN} more" if len(rejects) > _REJECTS_SHOWN else ""
     return [
         f"{len(rejects)} of {total} examples ({100 * len(rejects) / total:.1f}%) cannot be used, and "
         f"preprocess.max_rejected_fraction allows {100 * allowed:.1f}%; the whole list is in {rejects_file}. "
-        f"Repair or remove them, or raise the limit:{shown}{rest}"
+        f"Repair or remove them, or raise the limit:{_list([f'{one.name} {one.reason}' for one in rejects])}"
     ]
+
+
+def _too_many(setting: str, allowed: float | None, names: Sequence[str], total: int, what: str) -> list[str]:
+    """Return the problem, if there is one, that more than a share of `total` examples are `names`."""
+    if allowed is None or len(names) <= allowed * total:
+        return []
+    return [
+        f"{len(names)} of {total} ({100 * len(names) / total:.1f}%) {what}. preprocess.{setting} allows "
+        f"{100 * allowed:.1f}%; `regraft data audit` lists copies with their partners:{_list(sorted(names))}"
+    ]
+
+
+def _list(lines: Sequence[str]) -> str:
+    """Return the first of `lines`, each on one of its own and indented, and how many more there are."""
+    rest = f"\n    ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return "".join(f"\n    {line}" for line in lines[:_SHOWN]) + rest
 
 
 def _targets(collection: Collection, splits: Mapping[str, Sequence[Example]], minimum: int) -> list[str]:

@@ -37,6 +37,7 @@ _CONFUSIONS = 3
 _REJECTS = 20
 _GROUPS = 20
 PAIRS_SHOWN = 6
+_SPLITS = ("train", "validation", "test")
 _SMALL_IMAGE_PX = 64
 _SHORT_TEXT = 240
 # Metrics that are no shares.
@@ -253,7 +254,6 @@ def _confusions(facts: Facts) -> dict[str, Any]:
 
 def _splits(facts: Facts) -> dict[str, Any]:
     """Return the table of splits: headings, and rows of cells."""
-    order = ("train", "validation", "test")
     if facts.task == "regression":
         return {
             "headings": ["examples", "target", "mean", "std. dev.", "range"],
@@ -267,7 +267,7 @@ def _splits(facts: Facts) -> dict[str, Any]:
                     f"{_number(values['min'])} to {_number(values['max'])}",
                 ]
                 for name, by_split in facts.data["targets"].items()
-                for split in order
+                for split in _SPLITS
                 if (values := by_split.get(split))
             ],
         }
@@ -281,7 +281,7 @@ def _splits(facts: Facts) -> dict[str, Any]:
                 _count(min(counts.values())),
                 _count(max(counts.values())),
             ]
-            for split in order
+            for split in _SPLITS
             if (counts := facts.data["counts"].get(split))
         ],
     }
@@ -408,14 +408,19 @@ def _card(facts: Facts) -> dict[str, Any]:
         "copies": [[_show_example(one) for one in pair] for pair in facts.copies],
         "conflicting": sum((leakage.get(kind) or {"pairs": 0})["pairs"] for kind in ("conflicts", "near_conflicts")),
         "conflicts": [[_show_example(one) for one in pair] for pair in facts.conflicts],
-        "groups": groups["listed"][:_GROUPS],
+        "groups": [{**entry, "examples": _in_order(entry["examples"])} for entry in groups["listed"][:_GROUPS]],
         "groups_across": groups["across_splits"],
     }
 
 
+def _in_order(by_split: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known by split in the order of splits: JSON files have it by name."""
+    return {split: by_split[split] for split in _SPLITS if split in by_split}
+
+
 def _balance(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return for each class or label its examples by split, most frequent first, with its share of the largest."""
-    counts = data.get("counts", {})
+    counts = _in_order(data.get("counts", {}))
     totals = {label: sum(held[label] for held in counts.values()) for label in (data["labels"] if counts else ())}
     largest = max([*totals.values(), 1])
     return [

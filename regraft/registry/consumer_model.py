@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 BATCH_ROWS = 64
+SEPARATOR = " ||| "  # between the two texts of a pair, as regraft.data.pairs has it
 EXPECTED = {"image": "the bytes of an image file", "audio": "the bytes of a WAV file", "text": "a string"}
 READABLE = {
     "image": "an image that can be read ({}). Whole JPEG, PNG, GIF and BMP files are, as they are on disk.",
@@ -34,6 +35,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         self.kind: str = facts["kind"]
         self.labels: list[str] = facts["labels"]
         self.task: str = facts.get("task", "classification")
+        self.pair: list[str] = facts.get("pair", [])
         import tensorflow as tf
 
         if self.kind == "text":
@@ -46,7 +48,8 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
 
         Args:
             context: Unused; MLflow passes it.
-            model_input: One column, `image`, `audio` or `text`; MLflow has checked it against the signature.
+            model_input: One column, `image`, `audio` or `text`; of a model of pairs of texts one for each of the two,
+                named as in the data it learnt from. MLflow has checked it against the signature.
             params: Unused; MLflow passes it.
 
         Returns:
@@ -60,7 +63,11 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             MlflowException: If a row is empty, of another type, or an image or recording that cannot be decoded; the
                 message names the row. MLflow's model server answers it with status 400.
         """
-        values = [self._checked(row, value) for row, value in enumerate(_rows(model_input[self.kind]))]
+        columns = [
+            [self._checked(row, value, name) for row, value in enumerate(_rows(model_input[name]))]
+            for name in self.pair or [self.kind]
+        ]
+        values = [_joined(*texts) for texts in zip(*columns, strict=True)] if self.pair else columns[0]
         answers = np.empty((len(values), len(self.labels)), np.float32)
         for start in range(0, len(values), BATCH_ROWS):
             batch = values[start : start + BATCH_ROWS]
@@ -84,7 +91,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             "probabilities": probabilities,
         }
 
-    def _checked(self, row: int, value: Any) -> bytes | str:
+    def _checked(self, row: int, value: Any, column: str) -> bytes | str:
         if self.kind != "text" and isinstance(value, bytes | bytearray | memoryview) and len(value):
             content = bytes(value)
             if self.kind == "image" and _has_colour_table(content):
@@ -98,7 +105,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         is_bytes = isinstance(value, bytes | bytearray)
         received = f"{len(value)} bytes" if is_bytes else f"{type(value).__name__} {value!r:.60}"
         raise MlflowException.invalid_parameter_value(
-            f"row {row} of column `{self.kind}` must be {EXPECTED[self.kind]}, got {received}"
+            f"row {row} of column `{column}` must be {EXPECTED[self.kind]}, got {received}"
         )
 
     def _answer(self, batch: list[bytes | str], start: int) -> np.ndarray:
@@ -126,6 +133,11 @@ def _has_colour_table(content: bytes) -> bool:
     table = np.frombuffer(content[begin:end], np.uint8)
     entries = table[: len(table) // 4 * 4].reshape(-1, 4)[:, :3]
     return not np.array_equal(entries, np.arange(256)[:, None].repeat(3, axis=1))
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Return a pair of texts as the exported graph takes it; bars in a text are not taken for the separator."""
+    return SEPARATOR.join(text.replace(SEPARATOR.strip(), " ") for text in (first, second))
 
 
 def _rows(column: pd.Series) -> list[Any]:

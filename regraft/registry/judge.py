@@ -144,6 +144,8 @@ def _incomparable(release: Release, champion: "ModelVersion") -> str:
     kind, task = tags.get("regraft.kind", release.kind), tags.get("regraft.task", "classification")
     if kind != release.kind:
         differ = f"answers {kind}s and this model {release.kind}s"
+    elif json.loads(tags.get("regraft.pair") or "[]") != release.pair:
+        differ = "takes other columns of text than this model"
     elif task != release.task:
         differ = f"is for {task} and this model for {release.task}"
     elif release.targets and tags.get("regraft.targets", "") != release.targets:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.data import audio, images
+from regraft.data import audio, images, pairs
 from regraft.errors import DataError, RegistryError
 from regraft.paths import Paths
 from regraft.registry import tracking
@@ -25,7 +25,8 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
         reference: `NAME` (the champion), `NAME@ALIAS` or `NAME/VERSION`.
         inputs: For a model of images, paths of image files of any format that Pillow reads. For a model of recordings,
             paths of audio files of any format that libsndfile reads. For a model of texts, the
-            texts; one that is the path of a `.txt` file stands for the content of that file.
+            texts; one that is the path of a `.txt` file stands for the content of that file. For a model of pairs of
+            texts `FIRST ||| SECOND`.
 
     Returns:
         For each input, in order: input (as given) and the model's answer, ready for JSON: label, probability of that
@@ -65,12 +66,18 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
             "audio": _read_audio,
             "text": _read_text,
         }
-        if len(columns) != 1 or columns[0] not in readers:
+        is_pair = len(columns) == 2
+        if not is_pair and (len(columns) != 1 or columns[0] not in readers):
             raise RegistryError(
                 f"{name} version {number} takes {columns}; only models of images, recordings or texts can be asked."
             )
-        read = readers[columns[0]]
-        answers = model.predict(pd.DataFrame({columns[0]: [read(given) for given in inputs]}))
+        if is_pair:
+            table: dict[str, list[Any]] = {
+                name: [_read_pair(given, columns)[name] for given in inputs] for name in columns
+            }
+        else:
+            table = {columns[0]: [readers[columns[0]](given) for given in inputs]}
+        answers = model.predict(pd.DataFrame(table))
     return [
         {"input": given, **{str(column): _plain(cell) for column, cell in answer.items()}}
         for given, answer in zip(inputs, answers.to_dict("records"), strict=True)
@@ -112,6 +119,14 @@ def _read_audio(given: str) -> bytes:
     except audio.UnreadableAudio as error:
         raise DataError(f"{given} {error}.") from None
     return content if recording.is_plain else recording.to_wav()
+
+
+def _read_pair(given: str, names: Sequence[str]) -> dict[str, str]:
+    """Return the two texts of `FIRST ||| SECOND` by their names."""
+    try:
+        return dict(zip(names, pairs.split(given), strict=True))
+    except ValueError as error:
+        raise DataError(f"{given!r} {error}; this model answers '{' ||| '.join(names).upper()}'.") from None
 
 
 def _read_text(given: str) -> str:

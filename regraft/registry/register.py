@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.data.pairs import as_columns
 from regraft.errors import RegistryError
 from regraft.files import read_json, write_json
 from regraft.measures import headline
@@ -218,7 +219,7 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
     from mlflow.types.schema import Array, ColSpec, DataType, Map, Schema
 
     is_text = release.kind == "text"
-    given = ColSpec(DataType.string if is_text else DataType.binary, release.kind)
+    given = [ColSpec(DataType.string if is_text else DataType.binary, name) for name in release.pair or [release.kind]]
     probabilities = ColSpec(Map(DataType.double), "probabilities")
     if release.task == "regression":
         names = release.answers.names if len(release.answers.names) > 1 else ("value",)
@@ -229,6 +230,9 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
         answered = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), probabilities]
     suffix = {"image": "bin", "text": "txt", "audio": "wav"}[release.kind]
     raw = (release.paths.serving / f"input_example.{suffix}").read_bytes()
+    example: dict[str, Any] = {release.kind: [raw.decode("utf-8") if is_text else raw]}
+    if release.pair:
+        example = as_columns(release.pair, [raw.decode("utf-8")])
     mlflow.pyfunc.save_model(
         path=str(folder),
         mlflow_model=Model(
@@ -239,8 +243,8 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
         ),
         python_model=str(CONSUMER_MODEL),
         artifacts={"serving": str(release.paths.serving)},
-        signature=ModelSignature(inputs=Schema([given]), outputs=Schema(answered)),
-        input_example=pd.DataFrame({release.kind: [raw.decode("utf-8") if is_text else raw]}),
+        signature=ModelSignature(inputs=Schema(given), outputs=Schema(answered)),
+        input_example=pd.DataFrame(example),
         pip_requirements=_requirements(release.kind),
     )
 
@@ -295,6 +299,7 @@ def _register(release: Release, run: "Run", model: "LoggedModel") -> None:
         "regraft.kind": release.kind,
         "regraft.task": release.task,
         "regraft.targets": release.targets,
+        "regraft.pair": json.dumps(release.pair) if release.pair else "",
         "regraft.shipped": release.shipped,
         "regraft.source": ", ".join(release.settings.download.sources),
         "regraft.data_digest": release.data_digest,

@@ -55,6 +55,11 @@ class Release:
         return str(self.reports["data"]["kind"])
 
     @property
+    def pair(self) -> list[str]:
+        """The names of the two texts, if it takes pairs of them."""
+        return list(self.reports["data"].get("pair", []))
+
+    @property
     def task(self) -> str:
         """What the model answers: "classification", "multilabel" or "regression"."""
         return task_of(self.reports["metrics"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from regraft.data import pairs
 from regraft.data.records import Split, open_split
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.errors import RegistryError
@@ -37,7 +38,7 @@ def rescore(model: Path, prepared: Path, answers: Path) -> None:
     split = open_split(prepared, "test")
     loaded = mlflow.pyfunc.load_model(str(model))
     columns = loaded.metadata.get_input_schema().input_names()
-    if columns != [split.kind]:
+    if columns != [split.kind] and not (split.kind == "text" and len(columns) == 2):
         raise RegistryError(f"the model takes {', '.join(columns)}, the test data holds {split.kind}s")
     header, cells = _LAYOUTS[split.task](split)
     with answers.open("w", newline="", encoding="utf-8") as file:
@@ -45,7 +46,9 @@ def rescore(model: Path, prepared: Path, answers: Path) -> None:
         writer.writerow(["id", *header])
         for start in range(0, len(split), BATCH_ROWS):
             rows = range(start, min(start + BATCH_ROWS, len(split)))
-            answered = loaded.predict(pd.DataFrame({split.kind: split.inputs(rows)})).to_dict("records")
+            contents = split.inputs(rows)
+            given = {split.kind: contents} if len(columns) == 1 else pairs.as_columns(columns, contents)
+            answered = loaded.predict(pd.DataFrame(given)).to_dict("records")
             for row, answer in zip(rows, answered, strict=True):
                 writer.writerow([split.ids[row], *cells(row, answer)])
 

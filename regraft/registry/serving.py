@@ -100,9 +100,9 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     """Write `classifier` with its preprocessing as a SavedModel that takes raw input.
 
     The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images, WAV files or
-    texts, to {"probabilities": float32 (B, K)}, for regression {"values": float32 (B, K)}, for any B >= 1. Written with
-    `tf.saved_model.save` rather than `keras.export.ExportArchive`, which lists variables in the order of a set and so
-    gives other bytes each time.
+    texts (both of a pair, ` ||| ` between them), to {"probabilities": float32 (B, K)}, for regression {"values":
+    float32 (B, K)}, for any B >= 1. Written with `tf.saved_model.save` rather than `keras.export.ExportArchive`, which
+    lists variables in the order of a set and so gives other bytes each time.
 
     Args:
         classifier: The trained model, its feature extractor and its class names.
@@ -137,7 +137,8 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     # It holds a random identifier and nothing that loading needs; without it the same model gives the same files.
     (saved_model / "fingerprint.pb").unlink(missing_ok=True)
 
-    write_json(directory / LABELS, {"kind": kind, "labels": list(classifier.labels), "task": classifier.task})
+    facts = {"kind": kind, "labels": list(classifier.labels), "task": classifier.task}
+    write_json(directory / LABELS, {**facts, **({"pair": list(extractor.pair)} if extractor.pair else {})})
     raw = example.encode() if isinstance(example, str) else example
     (directory / INPUT_EXAMPLES[kind]).write_bytes(raw)
     taken = {"image": "images", "text": "texts", "audio": "WAV files"}[kind]

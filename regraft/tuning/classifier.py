@@ -82,6 +82,7 @@ def save_classifier(directory: Path, classifier: Classifier) -> None:
             "image_size_px": size,
             "max_tokens": tokens,
             "view": view and asdict(view),
+            "pair": list(classifier.extractor.pair) or None,
             "feature_size": int(classifier.kernel.shape[0]),
             "labels": list(classifier.labels),
             "shipped": classifier.shipped,
@@ -112,6 +113,7 @@ def load_classifier(directory: Path, backbones: Path) -> Classifier:
         image_size_px=card["image_size_px"],
         max_tokens=card["max_tokens"],
         view=as_view(card.get("view")),
+        pair=card.get("pair"),
     )
     model = graft(extractor.model, kernel, bias)
     model.load_weights(directory / _WEIGHTS)

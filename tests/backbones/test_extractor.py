@@ -22,6 +22,14 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    make_text_preset(root / "words")
+    fetch("preset:words", root / "backbones", root=root)
+    return build_extractor(root / "backbones", max_tokens=8, pair=("question", "answer"))
+
+
+@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("image")
     make_image_preset(root / "pictures")
@@ -91,6 +99,26 @@ def test_a_text_has_the_same_features_alone_and_beside_longer_ones(texts):
     assert np.abs(together[0] - together[1]).max() > 1e-3
 
 
+def test_both_texts_of_a_pair_are_packed_cut_and_padded_alike(paired):
+    prepared = paired.prepare(tf.constant(["My card ||| the card is not my card and not the bank", "help", " ||| now"]))
+    assert prepared["token_ids"].shape == prepared["padding_mask"].shape == (3, 2, 8)
+    sides = [{name: tensor[:, side] for name, tensor in prepared.items()} for side in (0, 1)]
+    assert words(sides[0]) == [["[CLS]", "my", "card", "[SEP]"], ["[CLS]", "help", "[SEP]"], ["[CLS]", "[SEP]"]]
+    assert words(sides[1]) == [
+        ["[CLS]", "the", "card", "is", "not", "my", "card", "[SEP]"],
+        ["[CLS]", "[SEP]"],
+        ["[CLS]", "now", "[SEP]"],
+    ]
+
+
+def test_the_features_of_a_pair_are_those_of_its_texts_their_distance_and_their_product(paired, texts):
+    first, second = texts.model.predict(to_numpy(texts.prepare(tf.constant(["my card", "good film"]))), verbose=0)
+    (found,) = paired.model.predict(to_numpy(paired.prepare(tf.constant(["my card ||| good film"]))), verbose=0)
+    expected = np.concatenate([first, second, np.abs(first - second), first * second])
+    assert paired.feature_size == len(expected) == 4 * texts.feature_size
+    assert np.abs(found - expected).max() < 1e-5
+
+
 def to_numpy(prepared) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in prepared.items()}
 
@@ -102,10 +130,14 @@ def test_batch_norm_layers_can_be_reached_and_no_variable_name_starts_with_an_un
     assert len([layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]) == 10
 
 
-@pytest.mark.parametrize("kind", ["image", "text"])
-def test_the_whole_chain_from_raw_input_survives_export(images, texts, kind, tmp_path):
-    extractor = images if kind == "image" else texts
-    raw = ["my card", "good film"] if kind == "text" else [encoded(np.full((9, 9), v, np.uint8)) for v in (3, 200)]
+@pytest.mark.parametrize("kind", ["image", "text", "pair"])
+def test_the_whole_chain_from_raw_input_survives_export(images, texts, paired, kind, tmp_path):
+    extractor = {"image": images, "text": texts, "pair": paired}[kind]
+    raw = (
+        ["my card ||| help", "good film"]
+        if kind != "image"
+        else [encoded(np.full((9, 9), v, np.uint8)) for v in (3, 200)]
+    )
 
     def serve(inputs):
         if kind == "image":

@@ -29,17 +29,20 @@ class Examples:
         return [self.contents[index] for index in indices]
 
 
-@pytest.fixture(scope="module", params=["image", "text"])
+@pytest.fixture(scope="module", params=["image", "text", "pair"])
 def extractor(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     (make_image_preset if request.param == "image" else make_text_preset)(root / "tiny")
     fetch("preset:tiny", root / "backbones", root=root)
-    return build_extractor(root / "backbones", image_size_px=32, max_tokens=40)
+    pair = ("question", "answer") if request.param == "pair" else None
+    return build_extractor(root / "backbones", image_size_px=32, max_tokens=40, pair=pair)
 
 
 @pytest.fixture
 def contents(extractor):
     random = np.random.default_rng(0)
+    if extractor.pair:
+        return [f"{i} {' '.join(WORDS[: i % 7])} ||| {' '.join(random.choice(WORDS, 1 + i % 50))}" for i in range(45)]
     if extractor.kind == "text":
         return [f"{i} " + " ".join(random.choice(WORDS, 1 + i % 50)) for i in range(45)]
     pictures = []
@@ -99,7 +102,7 @@ def test_copies_are_computed_once(extractor, contents, tmp_path):
 
 def test_an_empty_split_has_no_features(extractor, contents, tmp_path):
     embedded = run(extractor, tmp_path, train=Examples(contents[:2]), test=Examples([]))
-    assert embedded.features["test"].shape == (0, extractor.card.feature_size)
+    assert embedded.features["test"].shape == (0, extractor.feature_size)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])

@@ -228,6 +228,24 @@ def test_copies_can_stop_the_run_with_their_list(paths, tmp_path):
     assert not paths.prepared.exists()
 
 
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"max_leak_fraction": 0.1}, r"2 of 9 \(22.2%\) test examples have a copy(.|\n)*test/cat/same pixels.bmp"),
+        ({"max_conflict_fraction": 0.01}, r"2 of 42 \(4.8%\) examples are exact copies of one with another label"),
+    ],
+)
+def test_a_limit_on_leaks_or_conflicts_stops_the_run_until_they_are_dropped(paths, tmp_path, limit, message):
+    source = f"folder:{leaky(tmp_path / 'source')}"
+    with pytest.raises(DataError, match=message):
+        run(paths, source, **limit)
+    leakage = read_json(paths.reports / "data.json")["leakage"]
+    assert (leakage["leaked_test_examples"], leakage["conflicting_examples"]) == (2, 2)
+    run(paths, source, leaks="drop", **limit)
+    leakage = read_json(paths.reports / "data.json")["leakage"]
+    assert (leakage["leaked_test_examples"], leakage["conflicting_examples"]) == (0, 0)
+
+
 def test_made_splits_never_part_copies(paths, tmp_path):
     source = pictures(tmp_path / "source")
     for file in sorted(source.rglob("*.png")):

@@ -128,6 +128,14 @@ def test_times_in_another_form_than_most_stop_the_run_with_their_rows(paths, tmp
         prepare(paths, f"csv:{tmp_path / 'texts.csv'}", time_column="when")
 
 
+def test_a_column_that_holds_no_times_stops_the_run_with_rows(paths, tmp_path):
+    write_table(tmp_path / "texts.csv", messages())
+    with pytest.raises(
+        DataError, match=r"time_column is 'who', and 120 of 120 (.|\n)*texts.csv:2 has 's0' for its time"
+    ):
+        prepare(paths, f"csv:{tmp_path / 'texts.csv'}", time_column="who")
+
+
 def test_recordings_split_by_time_keep_each_speaker_whole_where_the_newest_is(paths, tmp_path):
     folder = tmp_path / "tones"
     record_tones(folder, per_class=20)

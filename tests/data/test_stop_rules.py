@@ -1,12 +1,14 @@
 """What stops the run before training, and what the message says."""
 
 import hashlib
+from typing import Any
 
 import pytest
 
+from regraft.data.audit import Member
 from regraft.data.examples import Collection, Reject
 from regraft.data.records import Example
-from regraft.data.validation import check
+from regraft.data.validation import Doubts, check, find_doubts
 from regraft.errors import DataError
 
 
@@ -105,3 +107,37 @@ def test_real_values_are_not_taken_for_classes():
 def test_data_without_an_example_for_validation_is_refused():
     message = problems(three_splits(a=(2, 0, 2), b=(2, 0, 2)))
     assert "no example for validation" in message
+
+
+def limited(doubts, **limits):
+    splits = three_splits(a=(50, 10, 10), b=(50, 10, 10))
+    rules: Any = {"min_examples_per_class": 3, "max_rejected_fraction": 0.0, "rejects_file": "reports/data.json"}
+    check(Collection("image", splits, []), splits, doubts=doubts, **rules, **limits)
+
+
+def test_leaked_and_conflicting_examples_stop_the_run_only_beyond_their_limits():
+    doubts = Doubts([f"t{n:02}" for n in range(12)], [f"c{n}" for n in range(7)])
+    limited(doubts)
+    limited(doubts, max_leak_fraction=0.6, max_conflict_fraction=0.05)
+    limited(Doubts(), max_leak_fraction=0.0, max_conflict_fraction=0.0)
+    with pytest.raises(DataError) as caught:
+        limited(doubts, max_leak_fraction=0.59, max_conflict_fraction=0.0)
+    message = str(caught.value)
+    assert "12 of 20 (60.0%) test examples have a copy" in message
+    assert "max_leak_fraction allows 59.0%" in message
+    assert "t09\n    ... and 2 more" in message
+    assert "7 of 140 (5.0%) examples are exact copies of one with another label" in message
+    assert "max_conflict_fraction allows 0.0%" in message
+    assert message.endswith("c6")
+
+
+def test_leaked_are_test_examples_with_a_copy_or_a_group_elsewhere_and_conflicting_are_exact_copies():
+    members = [
+        Member("exact", "test", "a", 0), Member("train0", "train", "b", 0),
+        Member("near", "test", "a", 1), Member("validation0", "validation", "b", 2),
+        Member("grouped", "test", "a", 3), Member("train1", "train", "a", 4),
+        Member("twice", "test", "a", 5), Member("again", "test", "a", 5), Member("clean", "test", "b", 6),
+    ]  # fmt: skip
+    doubts = find_doubts(members, [(1, 2), (5, 6)], {"grouped": "g", "train1": "g", "clean": "h"})
+    assert doubts.leaked == ["exact", "near", "grouped"]
+    assert doubts.conflicting == ["exact", "train0"]

@@ -188,7 +188,7 @@ def test_copies_across_splits_and_their_labels_are_said_at_the_top_unless_they_w
 
 def test_the_page_shows_examples_class_balance_copies_conflicts_and_groups():
     facts = facts_of(LABELS, BETTER, PROBE, ["a", "b", "c"])
-    facts.data["counts"] = {"train": {"a": 70, "b": 1234, "c": 7}, "test": {"a": 5, "b": 8, "c": 3}}
+    facts.data["counts"] = {"test": {"a": 5, "b": 8, "c": 3}, "train": {"a": 70, "b": 1234, "c": 7}}
     facts.data["leakage"] = {
         "across_splits": 9,
         "across_by_splits": {"train and test": 9},
@@ -198,7 +198,7 @@ def test_the_page_shows_examples_class_balance_copies_conflicts_and_groups():
         "dropped": {"examples": 0},
         "groups": {
             "across_splits": 21,
-            "listed": [{"group": f"speaker {n}", "examples": {"train": n, "test": 2}} for n in range(21)],
+            "listed": [{"group": f"speaker {n}", "examples": {"test": 2, "train": n}} for n in range(21)],
         },
     }
     pair = (Shown("train/1.png", "train", "a", picture(10)), Shown("test/2.png", "test", "b", picture(11)))
