@@ -263,6 +263,7 @@ def test_texts_go_the_same_way(tmp_path):
     assert {answer["label"] for answer in answers} <= {"good", "bad"}
 
 
+@pytest.mark.slow
 def test_pairs_of_texts_go_the_same_way(tmp_path):
     random = np.random.default_rng(0)
     things = ["film", "card", "bank", "food"]
@@ -373,6 +374,7 @@ def test_data_that_cannot_be_trained_on_ends_in_one_clear_error_and_no_version(t
     assert project.facts("models")["models"] == []
 
 
+@pytest.mark.slow
 def test_recordings_go_the_same_way(tmp_path):
     record_tones(tmp_path / "tones")
     preset = make_image_preset(tmp_path / "preset")
