@@ -64,7 +64,7 @@ def test_features_stand_in_the_row_order_of_the_data(project):
         "feature_size": TEXT_FEATURES,
         "weights_sha256": extractor.card.weights_sha256,
         "view": None,
-            "pair": None,
+        "pair": None,
     }
 
 
