@@ -22,6 +22,7 @@ from dvc.dependency.base import DependencyDoesNotExistError
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.fs import parse_external_url
+from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.exceptions import StageCmdFailedError
@@ -310,7 +311,7 @@ def _is_at_hand(repo: Repo, copy: Path) -> bool:
     out = repo.stage.load_one(str(remotes.record_of(copy))).outs[0]
     if not out.status():
         return True
-    if out.changed_cache():
+    if _discard_damaged_files(repo, out) or out.changed_cache():
         return False
     out.checkout(force=True)
     return True
@@ -337,9 +338,9 @@ def _remote_version(url: str, config: Any) -> dict[str, Any]:
     try:
         fs, path = parse_external_url(url, timeouts, config)
     except ImportError as error:
-        extra = remotes.EXTRAS[scheme]
+        extra = remotes.EXTRAS[scheme] or "s3, ssh, ..."
         raise DataError(
-            f"{url}: DVC lacks what it takes to fetch from {scheme}:// ({error}). "
+            f"{url}: DVC lacks what it takes to fetch from there ({error}). "
             f"Install it beside Regraft: `pip install 'dvc[{extra}]'`."
         ) from error
     except DvcException as error:
@@ -358,10 +359,12 @@ def _remote_version(url: str, config: Any) -> dict[str, Any]:
 
 
 def _remote_errors() -> tuple[type[Exception], ...]:
-    """Return what DVC and its client for HTTP raise; clients that a person installs beside may have others."""
+    """Return what DVC, its client for HTTP, and the clients for S3 and SSH that may be installed beside it raise."""
     from aiohttp import ClientError
 
-    return (OSError, DvcException, ClientError)
+    others = (("botocore.exceptions", "BotoCoreError"), ("asyncssh", "Error"))
+    installed = [getattr(sys.modules[module], name) for module, name in others if module in sys.modules]
+    return (OSError, DvcException, ClientError, *installed)
 
 
 def _version_of(protocol: str, info: dict[str, Any]) -> dict[str, Any]:
@@ -445,18 +448,21 @@ def _discard_damaged(repo: Repo, name: str, *, even_if_unchanged: bool) -> int:
     file in the cache that is read-only: it would bring the changed file back as the stage's result.
     """
     stage = next(stage for stage in repo.stage.load_all("dvc.yaml") if stage.name == name)
-    damaged = 0
-    for out in stage.outs:
-        if not out.hash_info or not (even_if_unchanged or out.status()):
-            continue
-        recorded = out.get_obj()
-        files = {info.value for _, _, info in recorded} if isinstance(recorded, Tree) else set()
-        for digest in sorted(files | {out.hash_info.value}):
-            with contextlib.suppress(FileNotFoundError):  # then there is nothing to trust
-                try:
-                    HashFileDB.check(repo.cache.local, digest)
-                except ObjectFormatError:  # by then it is deleted
-                    damaged += 1
+    return sum(
+        _discard_damaged_files(repo, out) for out in stage.outs if out.hash_info and (even_if_unchanged or out.status())
+    )
+
+
+def _discard_damaged_files(repo: Repo, out: Output) -> int:
+    """Delete those files of `out` in the cache that are no longer what was put there; return how many."""
+    recorded, damaged = out.get_obj(), 0
+    files = {info.value for _, _, info in recorded} if isinstance(recorded, Tree) else set()
+    for digest in sorted(files | {out.hash_info.value}):
+        with contextlib.suppress(FileNotFoundError):  # then there is nothing to trust
+            try:
+                HashFileDB.check(repo.cache.local, digest)
+            except ObjectFormatError:  # by then it is deleted
+                damaged += 1
     return damaged
 
 

@@ -70,7 +70,7 @@ def _project(paths: Paths) -> tuple[str, bool, str]:
     settings = load_settings(paths.params)
     if not (paths.root / ".dvc").is_dir():
         return f"{paths.root} has no .dvc folder", False, "make a project with `regraft init`"
-    return f"{settings.name} in {paths.root}, source {settings.download.source}", True, ""
+    return f"{settings.name} in {paths.root}, source {', '.join(settings.download.sources)}", True, ""
 
 
 def _links(paths: Paths) -> tuple[str, bool, str]:

@@ -68,7 +68,7 @@ class PreprocessSettings(Section):
     def _pattern_has_one_group(cls, pattern: str | None) -> str | None:
         try:
             groups = re.compile(pattern).groups if pattern is not None else 1
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"must be a regular expression: {error}") from None
         if groups != 1:
             raise ValueError(f"must have one pair of parentheses, around the group; it has {groups}")

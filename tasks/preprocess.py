@@ -61,7 +61,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             split_columns=SplitColumns(preprocess.group_column, preprocess.time_column),
         )
         if preprocess.group_pattern is not None:
-            collection = with_groups(collection, preprocess.group_pattern)
+            collection = with_groups(collection, preprocess.group_pattern, read_folders(paths.raw))
         times = None
         if preprocess.time_column is not None:
             collection, times = with_times(collection)
@@ -152,8 +152,13 @@ def members(splits: Mapping[str, Sequence[Example]], content_of: Mapping[str, in
     ]
 
 
-def with_groups(collection: Collection, pattern: str) -> Collection:
+def with_groups(collection: Collection, pattern: str, folders: Sequence[str] = ()) -> Collection:
     """Return `collection` with the group of each example that its file's name holds.
+
+    Args:
+        collection: Examples that are files.
+        pattern: As in the settings.
+        folders: Those of several sources, which are no part of the names that people gave.
 
     Raises:
         DataError: If the examples are no files, or the pattern finds nothing.
@@ -164,7 +169,8 @@ def with_groups(collection: Collection, pattern: str) -> Collection:
             "groups in preprocess.group_column."
         )
     names = [example.name for examples in collection.splits.values() for example in examples]
-    found = group_in_name(pattern, names)
+    given = {name: name.partition("/")[2] if name.partition("/")[0] in folders else name for name in names}
+    found = group_in_name(pattern, given)
     return replace(
         collection,
         splits={

@@ -13,7 +13,7 @@ from regraft.data import audio, images, pairs
 from regraft.data.audit import Content, Member, find_copies
 from regraft.data.records import SPLITS
 from regraft.data.sources import describe_suffixes, is_audio_name, is_image_name, is_table_name, list_files
-from regraft.data.tables import choose_columns, read_table
+from regraft.data.tables import choose_columns, quoted, read_table
 from regraft.errors import DataError
 
 Match = tuple[Member, str]
@@ -105,7 +105,8 @@ def compare(
         near: Whether to look for near copies too.
     """
     # The others come first: of several copies the first is paired with each, so it must be one of theirs.
-    copies = find_copies(kind, chain(others.contents, contents), near=near)
+    stored = map(_as_stored, others.contents) if kind == "audio" else others.contents
+    copies = find_copies(kind, chain(stored, contents), near=near)
     first_other: dict[int, str] = {}
     for name, content in zip(others.names, copies.contents, strict=False):
         first_other.setdefault(content, name)
@@ -124,6 +125,13 @@ def compare(
     return Against(
         source, len(others.names), others.unreadable, sorted(exact, key=_by_names), sorted(similar, key=_by_names)
     )
+
+
+def _as_stored(content: Content) -> Content:
+    """Return a recording as prepared data would hold it: copies are told by what is heard after that."""
+    raw = content.read_bytes() if isinstance(content, Path) else content
+    recording = audio.decode(raw.encode() if isinstance(raw, str) else raw)
+    return content if recording.is_plain else recording.to_wav()
 
 
 def _by_names(match: Match) -> tuple[str, str]:
@@ -154,7 +162,13 @@ def _rows(folder: Path, names: Sequence[str], text_column: str | Sequence[str] |
     for name in names:
         table = read_table(folder / name)
         columns = [text_column] if isinstance(text_column, str) else list(text_column or ())
-        if not columns or not set(columns) <= set(table.header):
+        lacking = [column for column in columns if column not in table.header]
+        if lacking and len(columns) > 1:
+            raise DataError(
+                f"{name} has no column {lacking[0]!r}, and pairs of texts can only be compared with pairs; its columns "
+                f"are {quoted(table.header)}."
+            )
+        if not columns or lacking:
             rows = [fields for _, fields in table.rows]
             columns = (
                 table.header if len(table.header) == 1 else [choose_columns(name, table.header, rows, None, None)[0]]

@@ -32,19 +32,21 @@ class Copies:
     Attributes:
         contents: For each example the number of its content, counted from 0; exact copies share one.
         near: Pairs of contents that are near copies, in order.
+        bonds: Pairs of contents that must share a split whatever else there is, in order; see `text_copies.NearCopies`.
     """
 
     contents: list[int]
     near: list[tuple[int, int]]
+    bonds: list[tuple[int, int]]
 
     def id_pairs(self, ids: Sequence[str]) -> list[tuple[str, str]]:
-        """Return pairs of ids that link all copies, given the examples' ids in the same order."""
+        """Return pairs of ids that must share a split, given the examples' ids in the same order."""
         first: dict[int, str] = {}
         pairs = []
         for identity, content in zip(ids, self.contents, strict=True):
             if first.setdefault(content, identity) != identity:
                 pairs.append((first[content], identity))
-        return [*pairs, *((first[one], first[other]) for one, other in self.near)]
+        return [*pairs, *((first[one], first[other]) for one, other in self.bonds)]
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def _texts(contents: Iterable[Content], *, near: bool) -> Copies:
         if near and number == len(different):
             different.append(text)
         found.append(number)
-    return Copies(found, text_copies.near_copies(different) if near else [])
+    copies = text_copies.near_copies(different) if near else text_copies.NearCopies([], [])
+    return Copies(found, copies.pairs, copies.bonds)
 
 
 def _images(contents: Iterable[Content], *, near: bool) -> Copies:
@@ -210,8 +213,9 @@ def _images(contents: Iterable[Content], *, near: bool) -> Copies:
                     thumbnails.append(sketch.thumbnail)
                 found.append(number)
     if not near or not thumbnails:
-        return Copies(found, [])
-    return Copies(found, image_copies.near_copies(np.stack(thumbnails)))
+        return Copies(found, [], [])
+    pairs = image_copies.near_copies(np.stack(thumbnails))
+    return Copies(found, pairs, pairs)
 
 
 def _sounds(contents: Iterable[Content], *, near: bool) -> Copies:
@@ -226,7 +230,8 @@ def _sounds(contents: Iterable[Content], *, near: bool) -> Copies:
                 if near and number == len(waves):
                     waves.append(fingerprint.wave)
                 found.append(number)
-    return Copies(found, audio_copies.near_copies(waves) if near else [])
+    pairs = audio_copies.near_copies(waves) if near else []
+    return Copies(found, pairs, pairs)
 
 
 def _fingerprint(content: bytes | Path) -> audio_copies.Fingerprint:

@@ -212,7 +212,7 @@ def _font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
     """Return `text` on one line, cut where it would be wider than `width_px`."""
-    text = " ".join(text.split())
+    text = " ".join(text[:_SHORT_TEXT].split())
     if font.getlength(text) <= width_px:
         return text
     while text and font.getlength(text + "…") > width_px:

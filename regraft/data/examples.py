@@ -19,7 +19,7 @@ from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
 from regraft.data.sources import is_audio_name, is_image_name, list_files, split_of, tables_by_split
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_columns, quoted, read_table
-from regraft.data.targets import CLASSIFICATION, Target, TargetReader, UnusableTarget, reader_for
+from regraft.data.targets import CLASSIFICATION, MULTILABEL, Target, TargetReader, UnusableTarget, reader_for
 from regraft.data.waveform import decode_wav
 from regraft.errors import DataError
 from regraft.progress import Progress
@@ -159,6 +159,7 @@ def join(parts: Mapping[str, Collection]) -> Collection:
         DataError: If they differ in task, targets or columns; the message says which from which, and in what.
     """
     first = next(iter(parts))
+    parts = _with_all_labels(parts)
     for folder, part in parts.items():
         for what, ours, theirs in _must_agree(parts[first], part):
             if ours != theirs:
@@ -182,6 +183,28 @@ def join(parts: Mapping[str, Collection]) -> Collection:
     }
     rest = [attribute.name for attribute in dataclasses.fields(Collection) if attribute.name not in made]
     return Collection(**made, **{name: _together([getattr(part, name) for part in parts.values()]) for name in rest})
+
+
+def _with_all_labels(parts: Mapping[str, Collection]) -> Mapping[str, Collection]:
+    """Return `parts` with the labels of all of them, where each has a set of labels in one cell, like `a|b`."""
+    if any(
+        part.task != MULTILABEL or part.columns.get("target") == ", ".join(part.target_names) for part in parts.values()
+    ):
+        return parts
+    names = tuple(sorted({name for part in parts.values() for name in part.target_names}))
+
+    def widened(part: Collection, example: Example) -> Example:
+        held = {name for name, value in zip(part.target_names, example.values, strict=True) if value}
+        return replace(example, values=tuple(float(name in held) for name in names))
+
+    return {
+        folder: replace(
+            part,
+            target_names=names,
+            splits={split: [widened(part, example) for example in held] for split, held in part.splits.items()},
+        )
+        for folder, part in parts.items()
+    }
 
 
 def _must_agree(one: Collection, other: Collection) -> Iterator[tuple[str, str, str]]:
@@ -408,7 +431,7 @@ def collect_texts(
         raise DataError(f"preprocess.text_column names {given[0]!r} twice; a pair needs two columns.")
     taken = dict.fromkeys(named, "target") | dict.fromkeys(given, "text")
     split_columns.require(train.name, train.header, taken)
-    rest = split_columns.without(train.header)
+    rest = split_columns.without(train.header, given)
     header = [train.header[place] for place in rest]
     rows = [fields for _, fields in train.rows]
     telling = [[fields[place] for place in rest] for fields in rows if len(fields) == len(train.header)]

@@ -70,7 +70,7 @@ def fetch_all(found: Mapping[str, Source], directory: Path) -> dict[str, Any]:
         (directory / folder).mkdir()
         facts[folder] = fetch(source, directory / folder)
     several.write_folders(directory, list(found))
-    licences = {fact["licence"] for fact in facts.values() if fact["licence"]}
+    licences, citations = ({fact[key] for fact in facts.values() if fact.get(key)} for key in ("licence", "citation"))
     made = [fact.get("unpacked", fact) for fact in facts.values()]
     return {
         "source": " + ".join(fact["source"] for fact in facts.values()),
@@ -78,6 +78,7 @@ def fetch_all(found: Mapping[str, Source], directory: Path) -> dict[str, Any]:
         "bytes": sum(fact["bytes"] for fact in made),
         "digest": combine({folder: fact["digest"] for folder, fact in facts.items()}),
         "licence": "; ".join(sorted(licences)) or None,
+        "citation": "\n\n".join(sorted(citations)) or None,
         "sources": facts,
     }
 

@@ -30,9 +30,10 @@ class SplitColumns:
         """The columns that are set, by their role, "group" or "time"."""
         return {role: column for role, column in (("group", self.group), ("time", self.time)) if column is not None}
 
-    def without(self, header: Sequence[str]) -> list[int]:
-        """Return the places of the columns that are neither: those in which a text or a target may be looked for."""
-        return [place for place, column in enumerate(header) if column not in self.names.values()]
+    def without(self, header: Sequence[str], kept: Sequence[str] = ()) -> list[int]:
+        """Return the places of columns in which a text or target may be looked for: the `kept`, and all of no role."""
+        aside = set(self.names.values()).difference(kept)
+        return [place for place, column in enumerate(header) if column not in aside]
 
     def require(self, name: str, header: Sequence[str], taken: Mapping[str, str] | None = None) -> None:
         """Raise unless the table `name` has the columns, and they serve for nothing else.
@@ -40,7 +41,8 @@ class SplitColumns:
         Args:
             name: What to call the table.
             header: Its columns.
-            taken: Columns that have another use, with a word for it.
+            taken: Columns that have another use, with a word for it. A text may be the group, too: pairs that share a
+                premise, or a question.
 
         Raises:
             DataError: With the columns there are.
@@ -51,7 +53,7 @@ class SplitColumns:
                 close = difflib.get_close_matches(column, header, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise DataError(f"{setting}, and {name} has no such column; its columns are {quoted(header)}.{hint}")
-            if taken and column in taken:
+            if taken and column in taken and (role, taken[column]) != ("group", "text"):
                 raise DataError(f"{setting}, which {name} uses for the {taken[column]}; they must differ.")
 
     def refuse(self) -> None:
@@ -77,20 +79,25 @@ class SplitColumns:
 NO_COLUMNS = SplitColumns()
 
 
-def group_in_name(pattern: str, names: Sequence[str]) -> dict[str, str]:
-    """Return the group that each of `names` holds: what the one group of the regular expression `pattern` matches.
+def group_in_name(pattern: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the group that each name holds: what the one group of the regular expression `pattern` matches.
 
     Names without a match have no group.
+
+    Args:
+        pattern: Searched for in each name.
+        names: Names of files, by what to call them in the answer.
 
     Raises:
         DataError: If there are names and none has one.
     """
     expression = re.compile(pattern)
-    found = {name: match[1] for name in names if (match := expression.search(name)) and match[1]}
+    found = {key: match[1] for key, name in names.items() if (match := expression.search(name)) and match[1]}
     if names and not found:
+        example = next(iter(names.values()))
         raise DataError(
-            f"preprocess.group_pattern is {pattern!r}, and it finds a group in no file name; one is {names[0]!r}. It "
-            "is a regular expression, searched for in each name, with one pair of parentheses around the group."
+            f"preprocess.group_pattern is {pattern!r}, and it finds a group in no file name; one is {example!r}. It is "
+            "a regular expression, searched for in each name, with one pair of parentheses around the group."
         )
     return found
 

@@ -10,7 +10,7 @@ from regraft.data import sources
 from regraft.data.against import Against, compare, read_others
 from regraft.data.audit import Audit, Content, Member, audit, find_copies
 from regraft.data.examples import collect
-from regraft.data.fetch import common_kind, fetch, fetch_all
+from regraft.data.fetch import fetch, fetch_all
 from regraft.data.grouping import SplitColumns
 from regraft.data.records import Split, open_split, read_info
 from regraft.errors import DataError
@@ -115,15 +115,15 @@ def _contents(splits: Sequence[Split]) -> Iterator[Content]:
 
 def _collected(settings: Settings, paths: Paths, scratch: Path) -> _Examples:
     raw = paths.raw
-    named = sources.parse_all(settings.download.sources, paths.root)
-    found = {folder: sources.at_hand(source, paths.root, paths.state) for folder, source in named.items()}
     if not raw.is_dir():
+        named = sources.parse_all(settings.download.sources, paths.root)
+        found = {folder: sources.at_hand(source, paths.root, paths.state) for folder, source in named.items()}
         raw = scratch / "raw"
         raw.mkdir()
         fetch_all(found, raw)
     (scratch / "converted").mkdir()
     collection = collect(
-        common_kind(found),
+        sources.kind_of_files(sources.list_files(raw).files) or "text",
         raw,
         scratch / "converted",
         text_column=settings.preprocess.text_column,

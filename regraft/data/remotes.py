@@ -9,9 +9,10 @@ import hashlib
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from regraft.errors import DataError
 from regraft.files import read_json, write_json
@@ -23,6 +24,7 @@ EXTRAS = {
     "webdav": "webdav", "webdavs": "webdav",
 }  # fmt: skip
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET = re.compile(r"token|secret|signature|password|credential|api.?key|^sig$|^key$", re.IGNORECASE)
 _NOTES = "remotes.json"
 
 
@@ -46,6 +48,13 @@ def local_path(source: str, url: str) -> str | None:
     if scheme not in EXTRAS:
         raise DataError(
             f"source {source!r}: nothing here can fetch from {scheme}://; it may be file, {', '.join(EXTRAS)}."
+        )
+    secrets = [key for key, _ in parse_qsl(parts.query) if _SECRET.search(key)]
+    if secrets:
+        raise DataError(
+            f"the source {scheme}://{parts.netloc}{parts.path} has {', '.join(secrets)} in its URL, which would be "
+            "written to the lock file and the registry. Keep what a login needs in DVC's own settings: `dvc remote add "
+            "NAME URL`, `dvc remote modify --local NAME ...`, and write remote://NAME/FILE for the URL."
         )
     login, at, _ = parts.netloc.rpartition("@")
     if at and (parts.password or not has_folders(url)):
@@ -97,9 +106,9 @@ def imported_version(copy: Path) -> dict[str, Any] | None:
     """Return the version of which `copy` is a copy, from DVC's record; None if there is none, or it is incomplete."""
     try:
         record = YAML(typ="safe", pure=True).load(record_of(copy).read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, YAMLError):
         return None
-    version = record.get("meta", {}).get("version")
+    version = (record or {}).get("meta", {}).get("version")
     return dict(version) if version else None
 
 

@@ -163,6 +163,8 @@ def _task_of(cells: Sequence[str], rare_below: int) -> str:
     if not _are_numbers(cells):
         return CLASSIFICATION
     counts = Counter(value for cell in cells if (value := _as_number(cell)) is not None and math.isfinite(value))
+    if not counts:
+        return REGRESSION  # nothing but nan and inf: every example will be set aside with that for its reason
     if any(not value.is_integer() for value in counts):
         return REGRESSION if len(counts) > _FRACTIONS else CLASSIFICATION
     rare = sum(count < rare_below for count in counts.values()) / len(counts)

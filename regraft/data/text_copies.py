@@ -5,6 +5,7 @@ hash of what is left without it; longer ones with several changes meet through M
 short questions from one mould ("how do I order my card", "where do I order my card"), so such a pair counts only if its
 evidence suffices: how surprising the shared words are in this very set of texts, how ill the odd one fits among them,
 and how few texts have the same gap. What suffices depends on how many pairs the set has that stand out by nothing.
+So it depends on the other texts, and made splits go by pairs that do not depend on them: see `NearCopies`.
 
 Short texts set a bound to this. In banking77 2,139 pairs of its 13,018 different questions differ in a word by nature,
 many because one person put another's question in other words. As it stands the rule reports 129 of these pairs, 1% of
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEWEST_WORDS = 5  # of texts that may differ in a word
+WORDS_ENOUGH = 12  # of both texts: so many but one in common are a bond, whatever the other texts are
 _GAP_FILLINGS = 20  # a gap that more texts have is a mould, not a copy
 # Weights of the evidence, in nats, fitted by logistic regression to planted changes and natural pairs of banking77.
 _SHARED, _MISFIT, _RARE, _MOULD = 0.23, 0.4, 0.17, 2.8
@@ -44,11 +46,23 @@ Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
 
-def near_copies(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the pairs (i, j), i < j, of different texts that are near copies, in order.
+@dataclass(frozen=True)
+class NearCopies:
+    """Pairs (i, j), i < j, of different texts, in order; of k texts that fold to one the first with each other one.
 
-    Of k texts that fold to one, the first is paired with each other one. Time grows as n log n.
+    Attributes:
+        pairs: Those that are near copies, by all evidence.
+        bonds: Those that must share a split. Other texts do not decide on them, so that adding texts parts none: equal
+            when folded, long and mostly the same, or equal but for a word of `WORDS_ENOUGH` or more (unless the gap
+            becomes a mould).
     """
+
+    pairs: list[tuple[int, int]]
+    bonds: list[tuple[int, int]]
+
+
+def near_copies(texts: Sequence[str]) -> NearCopies:
+    """Return which of different texts are near copies of each other. Time grows as n log n."""
     first_of: dict[bytes, int] = {}
     pairs: set[tuple[int, int]] = set()
     kept: list[int] = []
@@ -66,12 +80,14 @@ def near_copies(texts: Sequence[str]) -> list[tuple[int, int]]:
         lengths.append(len(words))
         flat.extend(numbers.setdefault(word, len(numbers)) for word in words)
     del first_of
+    bonds = set(pairs)
     if kept:
         starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
         corpus = _Corpus(np.frombuffer(flat, np.int32), starts, len(numbers))
-        for i, j in {*_one_word_apart(corpus), *_mostly_shared(corpus)}:
-            pairs.add((min(kept[i], kept[j]), max(kept[i], kept[j])))
-    return sorted(pairs)
+        alike, (evident, enough) = _mostly_shared(corpus), _one_word_apart(corpus)
+        for found, into in ((alike, pairs), (evident, pairs), (alike, bonds), (enough, bonds)):
+            into.update((min(kept[i], kept[j]), max(kept[i], kept[j])) for i, j in found)
+    return NearCopies(sorted(pairs), sorted(bonds))
 
 
 def fold(text: str) -> str:
@@ -143,14 +159,20 @@ class _Pairs:
         return self.places.max(axis=0)
 
 
-def _one_word_apart(corpus: _Corpus) -> list[tuple[int, int]]:
-    """Return pairs of texts of `FEWEST_WORDS` or more that differ in one word, with enough evidence for a copy."""
+def _one_word_apart(corpus: _Corpus) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return pairs of texts that differ in one word: those with enough evidence for a copy, and those long enough."""
     pairs = _equal_but_for_a_word(corpus)
     if not pairs.fillings.size:
-        return []
+        return [], []
     evidence = _evidence(corpus, pairs)
     chance = max(_LEAST_CHANCE, np.count_nonzero(evidence < _HARDLY_ANY) / (len(corpus.starts) - 1))
     found = np.flatnonzero(evidence > np.where(pairs.places.min(axis=0) < 0, _PUT_IN, _REPLACED) + np.log(chance))
+    long = np.flatnonzero(corpus.lengths[pairs.texts].min(axis=0) >= WORDS_ENOUGH)
+    return _confirmed(corpus, pairs, found), _confirmed(corpus, pairs, long)
+
+
+def _confirmed(corpus: _Corpus, pairs: _Pairs, found: Places) -> list[tuple[int, int]]:
+    """Return those of the pairs numbered `found` that are equal without a word, word by word and not by hash alone."""
     return [
         (one, other)
         for (one, other), places in zip(

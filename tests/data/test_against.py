@@ -9,10 +9,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from regraft.cli import app
+from regraft.data import audio
+from regraft.data.against import Others, compare
+from regraft.data.audit import Member
 from regraft.data.project_audit import audit_against, audit_project
 from regraft.errors import DataError
 from regraft.paths import Paths
-from tests.sounds import record_tones
+from tests.sounds import record_tones, recorded
 
 
 def project(root, source):
@@ -101,6 +104,18 @@ def test_recordings_are_compared(tmp_path):
     paths = project(tmp_path / "project", f"folder:{tmp_path / 'mine'}")
     found = audit_against(paths, f"folder:{tmp_path / 'pile'}")
     assert found.as_json()["exact"] == [["low/01.wav", "x.wav"]]
+
+
+@pytest.mark.parametrize(("channels", "subtype"), [(1, "PCM_16"), (2, "PCM_16"), (1, "PCM_24"), (1, "FLOAT")])
+def test_a_recording_is_the_same_as_what_was_prepared_from_it(tmp_path, channels, subtype):
+    samples = np.random.default_rng(0).normal(0, 0.1, (4000, channels))
+    file = tmp_path / "a.wav"
+    file.write_bytes(recorded(samples, 8000, subtype=subtype))
+    prepared = audio.decode(file.read_bytes()).to_wav()
+    found = compare(
+        "audio", [Member("x", "test", "l", 0)], [prepared], Others(["a.wav"], [file], 0), source="s", near=False
+    )
+    assert [(member.name, name) for member, name in found.exact] == [("x", "a.wav")]
 
 
 def test_a_source_of_another_kind_is_refused(pictures, tmp_path):

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from regraft.data.card import choose_rows, describe_rows, draw_sheet, log_mel
 from regraft.data.records import Example
@@ -103,6 +103,20 @@ def test_any_text_stays_on_its_line(text):
     rows = choose_rows(held, ["a"], "classification")
     assert pixels(draw_sheet("text", rows, of=1)).shape[1] == 840
     assert len(describe_rows(rows)[0]["examples"][0]["text"]) <= 240
+
+
+def test_names_of_classes_that_are_whole_articles_are_cut_without_measuring_all_of_them(monkeypatch):
+    measured: list[int] = []
+
+    def getlength(font, text):
+        measured.append(len(text))
+        return measure(font, text)
+
+    measure = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getlength", getlength)
+    label = "word " * 5000
+    draw_sheet("text", choose_rows({"train": [Example("1", "1", label, "text")]}, [label], "classification"), of=1)
+    assert max(measured) <= 241
 
 
 def test_a_tone_is_a_line_at_its_height_and_silence_is_black():

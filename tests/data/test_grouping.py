@@ -258,4 +258,4 @@ def test_a_pattern_needs_one_pair_of_parentheses_and_no_column_beside_it():
 
 
 def test_a_pattern_that_repeats_nothing_finds_no_group():
-    assert group_in_name("_([a-z]*)_", ["1_anna_2", "1__2", "x"]) == {"1_anna_2": "anna"}
+    assert group_in_name("_([a-z]*)_", {"a": "1_anna_2", "b": "1__2", "c": "x"}) == {"a": "anna"}

@@ -9,7 +9,7 @@ from regraft.data import pairs
 from regraft.data.examples import collect_texts
 from regraft.data.records import open_split
 from regraft.errors import DataError, SettingsError
-from regraft.files import read_json
+from regraft.files import read_json, write_json
 from regraft.paths import Paths
 from regraft.project import create
 from regraft.registry import consumer_model
@@ -54,6 +54,18 @@ def test_two_columns_become_pairs_with_ids_of_both_texts(tmp_path):
     assert found.columns == {"text": "premise, hypothesis", "target": "class"}
 
 
+def test_one_text_of_the_pair_may_be_the_group_that_shares_a_split(tmp_path):
+    rows = [f"{n},premise number {n // 3},hypothesis {n},{('yes', 'no', 'maybe')[n % 3]}" for n in range(90)]
+    paths = Paths(tmp_path / "project")
+    write_pairs(paths.raw, rows)
+    write_json(paths.reports / "download.json", {"source": "csv", "digest": "0" * 64})
+    tasks.preprocess.run(
+        PreprocessSettings(text_column=["premise", "hypothesis"], target_column="class", group_column="premise"), paths
+    )
+    groups = read_json(paths.reports / "data.json")["leakage"]["groups"]
+    assert (groups["groups"], groups["across_splits"]) == (30, 0)
+
+
 def test_a_pair_that_lacks_a_text_or_holds_the_separator_is_set_aside(tmp_path):
     rows = ["1,one,two,yes", "2,one,,no", "3, ,two,no", "4,a ||| b,two,yes"]
     found = collect_texts(write_pairs(tmp_path / "raw", rows), ["premise", "hypothesis"], "class")
@@ -88,6 +100,7 @@ def test_pairs_are_prepared_audited_and_reported(tmp_path):
     paths = Paths(tmp_path / "project")
     rows = [f"{n},it rains {n} times,the street {n} is wet,{('yes', 'no')[n % 2]}" for n in range(60)]
     write_pairs(paths.raw, [*rows, "99,It rains 3 times!,the street 3 is wet.,no"])
+    write_json(paths.reports / "download.json", {"source": "csv", "digest": "0" * 64})
     tasks.preprocess.run(PreprocessSettings(text_column=["premise", "hypothesis"], target_column="class"), paths)
     report = read_json(paths.reports / "data.json")
     assert report["pair"] == ["premise", "hypothesis"]

@@ -108,6 +108,26 @@ def test_tables_are_joined_and_the_test_split_of_one_stays_the_test_split(paths,
     assert report["columns"] == {"text": "message", "target": "category"}
 
 
+def test_groups_are_found_in_the_names_that_people_gave_and_not_in_those_of_the_sources(paths, tmp_path):
+    run(paths, draw(tmp_path / "a", first=10), draw(tmp_path / "b", first=40), group_pattern=r"^\w+/(\d)")
+    groups = read_json(paths.reports / "data.json")["leakage"]["groups"]
+    assert (groups["groups"], groups["without_group"]) == (4, 0)  # tens of 1, 2, 4 and 5
+    splits = names_by_split(paths)
+    tens = {split: {name.rpartition("/")[2][0] for name in names} for split, names in splits.items()}
+    assert not tens["train"] & tens.get("test", set())
+
+
+def test_sets_of_labels_of_two_sources_are_put_together(paths, tmp_path):
+    for name, labels in (("a", ("red|big", "red", "big")), ("b", ("red|loud", "loud", "red"))):
+        rows = [f"text {name} {n},{labels[n % 3]}" for n in range(60)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    run(paths, f"csv:{tmp_path / 'a.csv'}", f"csv:{tmp_path / 'b.csv'}", task="multilabel")
+    assert read_info(paths.prepared).labels == ("big", "loud", "red")
+    train = open_split(paths.prepared, "train")
+    targets = {train.target(row) for row in range(len(train))}
+    assert targets == {"big|red", "red", "big", "loud|red", "loud"}
+
+
 def test_class_folders_and_a_table_of_labels_fit_together(paths, tmp_path):
     table = tmp_path / "table"
     draw(table / "pictures", first=50)

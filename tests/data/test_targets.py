@@ -41,6 +41,7 @@ def numbers(count, *, step=1.0, times=1):
         ([["0", "1"] * 9, ["1", "1"] * 9], "multilabel"),
         ([["0", "1"] * 9, ["1", "2"] * 9], "regression"),
         ([["0", "1"] * 9], "classification"),  # yes or no
+        ([["nan", "inf"] * 9], "regression"),  # none of them can be used
     ],
 )
 def test_the_values_decide_the_task(columns, task):

@@ -156,6 +156,20 @@ def test_a_full_disk_is_said_to_be_one(project, server, monkeypatch):
         download(project)
 
 
+def test_a_copy_changed_through_its_link_into_the_cache_is_fetched_again(project, server):
+    why(project)
+    download(project)
+    (copy,) = project.root.glob("imports/*/train.csv")
+    copy.chmod(0o644)
+    with copy.open("ab") as file:  # into the file that DVC keeps, where the two are one
+        file.write(b"edited by hand,ham\n")
+    copy.chmod(0o444)
+    server.asked.clear()
+    download(project)
+    assert "GET" in [method for method, _ in server.asked]
+    assert copy.read_text() == TABLE
+
+
 def test_what_is_in_the_cache_is_not_fetched_again(project, server):
     why(project)
     download(project)
