@@ -27,9 +27,12 @@ def prepared_data(paths: Paths, reference: str | None) -> Iterator[Path]:
     Raises:
         RegraftError: If it stands for nothing, or its data is no longer in the DVC cache.
     """
+    name = load_settings(paths.params).name
     if reference is None:
         yield paths.prepared
     elif (folder := Path(reference).expanduser()).is_dir():
+        if reference == name:
+            raise RegraftError(f"{name!r} is the model and a folder, too: write {name}@champion, or ./{name}.")
         inside = Paths(folder.resolve()).prepared
         yield inside if inside.is_dir() else folder
     else:

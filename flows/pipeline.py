@@ -39,7 +39,7 @@ from regraft import progress
 from regraft.data import remotes, sources
 from regraft.errors import DISK_ERRORS, INTERRUPTED, DataError, RegraftError, ResourceError
 from regraft.fingerprint import hash_json, refresh_inputs
-from regraft.paths import Paths
+from regraft.paths import REPOSITORY, Paths
 from regraft.quiet import NOISE
 from regraft.settings import Settings, load_settings
 
@@ -406,7 +406,7 @@ def _not_had(url: str, error: Exception) -> RegraftError:
         status is None and isinstance(error, FileNotFoundError) and error.__cause__ is None
     ):
         said = f"its server answers {status}" if status else "its server knows no such file"
-        return DataError(f"{url} does not exist: {said}. Correct download.source in params.yaml, or put it back there.")
+        return DataError(f"{url} does not exist: {said}. Correct the source, or put it back there.")
     reason = re.sub(r" ssl:\w+", "", str(error.__cause__ or error)) or type(error.__cause__ or error).__name__
     said = f"answers {status}" if status else f"does not answer ({reason})"
     return ResourceError(f"{url} cannot be had now: its server {said}. Check the URL, or try again later.")
@@ -430,7 +430,12 @@ def _repository(paths: Paths) -> Iterator[Repo]:
         with Repo(str(paths.root), _wait_for_lock=True) as repo:
             yield repo
     except DvcException as error:
-        raise RegraftError(f"DVC cannot use {paths.root}: {error}") from error
+        advice = (
+            " If dvc.lock was damaged, take it back from git, or delete it: the next run makes it anew."
+            if paths.lock.name in str(error)
+            else ""
+        )
+        raise RegraftError(f"DVC cannot use {paths.root}: {error}.{advice}") from error
     finally:
         os.chdir(before)
 
@@ -469,6 +474,8 @@ def _discard_damaged_files(repo: Repo, out: Output) -> int:
 def _ordered(repo: Repo) -> list[PipelineStage]:
     """Return the stages of the project's dvc.yaml, each after those whose outputs it reads, else as there."""
     waiting = list(repo.stage.load_all("dvc.yaml"))
+    if not waiting:
+        raise RegraftError(f"dvc.yaml names no stage. Copy {REPOSITORY / 'dvc.yaml'} over it.")
     ordered: list[PipelineStage] = []
     while waiting:
         ready = next((stage for stage in waiting if not _upstream(stage, waiting)), None)

@@ -291,7 +291,7 @@ def diff(
     from regraft.settings import load_settings
 
     paths = Paths(root.resolve())
-    champion = load_settings(paths.params).name
+    champion = f"{load_settings(paths.params).name}@champion"
     with (
         prepared_data(paths, before or champion) as old,
         prepared_data(paths, after) as new,
@@ -338,8 +338,8 @@ def audit(
         from regraft.data.project_audit import audit_against, audit_project
 
         paths = Paths(root.resolve())
-        found = audit_project(paths, near=near)
         elsewhere = audit_against(paths, against, near=near) if against else None
+        found = audit_project(paths, near=near)
     if as_json:
         _print_json(found.as_json() | ({"against": elsewhere.as_json()} if elsewhere else {}))
         return

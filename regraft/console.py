@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +13,8 @@ from rich.text import Text
 
 from regraft import progress
 from regraft.errors import TERMINATED, ResourceError
+
+_told_to_stop = threading.Event()
 
 
 def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
@@ -44,6 +47,8 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
             with temporary_settings(patience):
                 return retrain(root=str(root), force=force)
         except httpx.HTTPError as error:
+            if _told_to_stop.is_set():  # and so was Prefect's own server, if the signal went to all processes
+                raise SystemExit(TERMINATED) from error
             raise ResourceError(
                 f"the Prefect server stopped answering: {error or type(error).__name__}. "
                 "Stages that are done are recorded; run again when it is back."
@@ -55,6 +60,7 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
 
 def _stop(_number: int, _frame: Any) -> NoReturn:
     """End this process with its clean-up: locks are freed, Prefect's own server ends, and the kernel ends the stage."""
+    _told_to_stop.set()
     raise SystemExit(TERMINATED)
 
 

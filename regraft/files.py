@@ -45,6 +45,18 @@ def read_json(path: Path) -> Any:
         raise RegraftError(f"{path} is damaged: {error}. Delete it and run again.") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object that `write_json` wrote to `path`.
+
+    Raises:
+        RegraftError: If the file was damaged since.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise RegraftError(f"{path} is damaged: it holds no JSON object. Delete it and run again.")
+    return value
+
+
 @contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; on success it becomes `path`, on an exception it is deleted."""

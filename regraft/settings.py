@@ -202,7 +202,8 @@ def check_settings(values: Any, where: str) -> Settings:
         SettingsError: If anything in it is not allowed; the message lists all of it.
     """
     if not isinstance(values, dict):
-        raise SettingsError(f"{where} must hold settings as `key: value` lines, got {type(values).__name__}.")
+        got = "nothing" if values is None else type(values).__name__
+        raise SettingsError(f"{where} must hold settings as `key: value` lines, got {got}.")
     lines = [f"{name}: is required and missing" for name in Settings.model_fields if name not in values]
     try:
         settings = Settings.model_validate(values)
@@ -239,7 +240,7 @@ def _describe(error: ValidationError) -> list[str]:
         elif "model_type" in kinds:
             what = f"must hold settings as `key: value` lines (got {problems[0]['input']!r})"
         else:
-            messages = [problem["msg"] for problem in problems]
+            messages = [problem["msg"].removeprefix("Value error, ") for problem in problems]
             also = [message[0].lower() + message[1:] for message in messages[1:]]
             what = f"{', or '.join([messages[0], *also])} (got {problems[0]['input']!r})"
         lines.append(f"{where}: {what}")

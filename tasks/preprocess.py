@@ -104,8 +104,9 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         write_json(report, {**described, "leakage": leakage, "shown": card.describe_rows(rows)})
         could_show = len(rows) if collection.task == REGRESSION else len(labels)
         write_bytes(paths.reports / "data.png", card.draw_sheet(kind, rows, of=could_show))
-        if preprocess.leaks == "refuse":
-            _refuse(found, across, str(report.relative_to(paths.root)))
+        _check_leaks(
+            preprocess.leaks, found, across, str(report.relative_to(paths.root)), nothing_left=not splits["train"]
+        )
         check(
             collection,
             splits,
@@ -287,15 +288,24 @@ def percentiles(ordered: Sequence[float], **shares: float) -> dict[str, float | 
     }
 
 
-def _refuse(found: Audit, groups: Mapping[str, Mapping[str, int]], report: str) -> None:
-    """Raise if there are copies, or members of one group, across splits.
+def _check_leaks(
+    policy: str, found: Audit, groups: Mapping[str, Mapping[str, int]], report: str, *, nothing_left: bool
+) -> None:
+    """Raise if the policy is to refuse copies, or members of one group, across splits, or to drop them and all were.
 
     Raises:
         DataError: With the first of them.
     """
     counts = [(len(found.across), "pair(s) of copies"), (len(groups), "group(s)")]
     what = " and ".join(f"{count} {noun}" for count, noun in counts if count)
-    if not what:
+    if not what or policy == "report":
+        return
+    if policy == "drop":
+        if nothing_left:
+            raise DataError(
+                f"{what} stand in different splits, and preprocess.leaks is 'drop', which leaves nothing to train on; "
+                f"{report} lists them. Write `leaks: report`, or split the source otherwise."
+            )
         return
     lines = [
         *(f"{one.name} ({one.split}) and {other.name} ({other.split})" for one, other in found.across),

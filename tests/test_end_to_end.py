@@ -142,6 +142,7 @@ def test_new_data_costs_only_its_own_forward_passes_and_is_told_from_the_data_of
     assert report["removed"] == []
     assert report["relabelled"] == [{"name": "blue/moved.png", "before": "red", "after": "blue"}]
     assert report["after"] - report["before"] == 9
+    assert copy.facts("data", "diff")["before"] == report["after" if is_perfect else "before"]
     unknown = copy.regraft("data", "diff", "yesterday", check=False)
     assert (unknown.returncode, "no git revision" in unknown.stderr) == (2, True)
 
@@ -202,6 +203,7 @@ def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_proc
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     wait_for_epoch(copy, 1)
     second = copy.regraft("run", check=False)
@@ -210,7 +212,7 @@ def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_proc
 
     started = children_of(first.pid)
     assert len(started) >= 2  # the stage, and the server that Prefect started for this run
-    first.send_signal(signal.SIGTERM)
+    os.killpg(first.pid, signal.SIGTERM)  # as systemd and `timeout` do: to the run, its stage and that server
     _, said = first.communicate(timeout=60)
     assert (first.returncode, said.splitlines()[-1]) == (143, "stopped; run again to go on from the last checkpoint")
     deadline = time.monotonic() + 30

@@ -61,14 +61,14 @@ def audit_against(paths: Paths, source: str, *, near: bool = True) -> Against:
 
     Args:
         paths: The project.
-        source: As in `download.source`; relative paths start at the project's folder. Labels in it do not matter.
+        source: As in `download.source`; relative paths start at the current folder. Labels in it do not matter.
         near: Whether to look for near copies too.
 
     Raises:
         RegraftError: If settings, prepared data or either source cannot be used.
     """
     settings = load_settings(paths.params)
-    other = sources.parse(source, paths.root)
+    other = sources.parse(source, Path.cwd(), paths.root)
     if other.url is not None:
         raise DataError(f"source {source!r} is not on this machine; fetch it, and name the folder or file.")
     with _examples(paths, settings) as examples, _scratch(paths) as scratch:

@@ -39,8 +39,14 @@ def local_path(source: str, url: str) -> str | None:
     Raises:
         DataError: If DVC does not import from such a URL, or it holds a password or, over HTTP, a user or token.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is looked at only now
+    except ValueError as error:
+        raise DataError(f"source {source!r}: {url} is no URL: {error}.") from None
     scheme = parts.scheme.lower()
+    if scheme in EXTRAS and not parts.hostname:
+        raise DataError(f"source {source!r}: {url} names no {'remote' if scheme == 'remote' else 'server'}.")
     if scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise DataError(f"source {source!r}: a file URL starts with three slashes, as in file:///data/train.csv.")
@@ -52,7 +58,7 @@ def local_path(source: str, url: str) -> str | None:
     secrets = [key for key, _ in parse_qsl(parts.query) if _SECRET.search(key)]
     if secrets:
         raise DataError(
-            f"the source {scheme}://{parts.netloc}{parts.path} has {', '.join(secrets)} in its URL, which would be "
+            f"the source {scheme}://{parts.hostname}{parts.path} has {', '.join(secrets)} in its URL, which would be "
             "written to the lock file and the registry. Keep what a login needs in DVC's own settings: `dvc remote add "
             "NAME URL`, `dvc remote modify --local NAME ...`, and write remote://NAME/FILE for the URL."
         )
@@ -106,10 +112,11 @@ def imported_version(copy: Path) -> dict[str, Any] | None:
     """Return the version of which `copy` is a copy, from DVC's record; None if there is none, or it is incomplete."""
     try:
         record = YAML(typ="safe", pure=True).load(record_of(copy).read_text("utf-8"))
-    except (FileNotFoundError, YAMLError):
+    except (FileNotFoundError, UnicodeDecodeError, YAMLError):
         return None
-    version = (record or {}).get("meta", {}).get("version")
-    return dict(version) if version else None
+    meta = record.get("meta") if isinstance(record, dict) else None
+    version = meta.get("version") if isinstance(meta, dict) else None
+    return dict(version) if isinstance(version, dict) else None
 
 
 def require_copy(url: str, project: Path, state: Path) -> Path:

@@ -539,6 +539,9 @@ def _read_index(index: Path, path: Path) -> dict[str, list[Any]]:
     """Return what `index` remembers of the files of `path`; nothing if it is missing, damaged or about another path."""
     try:
         stored = json.loads(index.read_text("utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # no UTF-8, or no JSON
         return {}
-    return dict(stored["files"]) if stored.get("path") == str(path) else {}
+    files = stored.get("files") if isinstance(stored, dict) and stored.get("path") == str(path) else None
+    if not isinstance(files, dict) or any(not isinstance(entry, list) or len(entry) != 4 for entry in files.values()):
+        return {}
+    return files

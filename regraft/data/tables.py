@@ -120,6 +120,8 @@ def parse_csv(name: str, content: bytes) -> tuple[list[str], list[tuple[int, lis
     text = _decode(name, content)
     if not text.strip():
         raise DataError(f"{name} is empty; it needs a line of column names and a line for each example.")
+    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        raise DataError(f"{name} is a web page and no table; name the address of the table itself.")
     csv.field_size_limit(_LARGEST_FIELD)
     rows: list[tuple[int, list[str]]] = []
     delimiter = _sniff_delimiter(text)

@@ -230,8 +230,8 @@ def _classes(collection: Collection, splits: Mapping[str, Sequence[Example]], mi
         problems.append("if these are counts or measured values and no classes, set preprocess.task to regression")
     if not few and not splits.get("validation"):
         problems.append(
-            "there is no example for validation: the train split has too few to spare any (copies and near copies "
-            "count once); add some to it, or add a validation split"
+            "there is no example for validation: the train split has too few to spare any (copies, and groups "
+            "that stay together, count once); add some to it, or add a validation split"
         )
     for label in labels:
         if label in few:

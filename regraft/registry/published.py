@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from regraft.errors import RegistryError
-from regraft.files import read_json
+from regraft.files import read_object
 from regraft.paths import Paths
 from regraft.registry import tracking
 from regraft.settings import PromoteSettings, Settings
@@ -93,7 +93,7 @@ def is_published(paths: Paths, settings: Settings, fingerprint: str) -> bool:
         RegistryError: If the server refuses to answer (not signed in, for instance).
     """
     report = paths.reports / "promotion.json"
-    reported = read_json(report) if report.exists() else {}
+    reported = read_object(report) if report.exists() else {}
     if reported.get("fingerprint") != fingerprint or reported.get("name") != settings.name:
         return False
     found = standing(paths, settings, fingerprint)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.data.pairs import as_columns
 from regraft.errors import RegistryError
-from regraft.files import read_json, write_json
+from regraft.files import read_object, write_json
 from regraft.measures import headline
 from regraft.paths import Paths
 from regraft.registry import published, tracking
@@ -72,10 +72,15 @@ def read_publication(paths: Paths) -> Publication:
         RegistryError: If nothing was published yet.
     """
     try:
-        facts = read_json(paths.reports / "promotion.json")
+        facts = read_object(paths.reports / "promotion.json")
     except FileNotFoundError:
         raise RegistryError(f"{paths.root} has not published a model yet. Run `regraft run`.") from None
-    return Publication(**{**facts, "reasons": tuple(facts["reasons"]), "gates": tuple(facts["gates"])})
+    try:
+        return Publication(**{**facts, "reasons": tuple(facts["reasons"]), "gates": tuple(facts["gates"])})
+    except (KeyError, TypeError) as error:
+        raise RegistryError(
+            f"{paths.reports / 'promotion.json'} is damaged: {error}. Delete it and run again."
+        ) from error
 
 
 def publish(paths: Paths, settings: Settings, lineage: Mapping[str, str], fingerprint: str) -> Publication:

@@ -196,6 +196,15 @@ def test_a_speaker_in_two_of_the_sources_own_splits_is_a_leak(paths, tmp_path, l
     assert "1 group(s) stood in more than one split, such as 's19'" in caplog.text
 
 
+def test_dropping_every_group_that_is_in_test_too_may_leave_nothing_to_train_on(paths, tmp_path):
+    (tmp_path / "tables").mkdir()
+    rows = messages()
+    for place, split in enumerate(SPLITS):
+        write_table(tmp_path / "tables" / f"{split}.csv", rows[place::3])
+    with pytest.raises(DataError, match=r"group\(s\) stand in different splits.*leaves nothing to train on"):
+        prepare(paths, f"csv:{tmp_path / 'tables'}", group_column="who", leaks="drop")
+
+
 def test_the_last_split_keeps_a_group():
     def of(split, *groups):
         return [Example(f"{split}{n}", f"{split}{n}", "a", "x", group=group) for n, group in enumerate(groups)]

@@ -321,3 +321,8 @@ def test_a_quotation_mark_that_is_never_closed_is_found_whatever_the_delimiter(t
 def test_columns_known_by_name_in_another_case_are_not_called_a_guess(tmp_path, caplog):
     assert len(collect(table(tmp_path, "Text,Label\nHello,a\nBye,b\n")).splits["train"]) == 2
     assert "judging by their values" not in caplog.text
+
+
+def test_a_web_page_is_not_taken_for_a_table():
+    with pytest.raises(DataError, match=r"x.csv is a web page and no table"):
+        parse_csv("x.csv", b"\n<!DOCTYPE HTML>\n<html><body>Not found, sorry</body></html>\n")

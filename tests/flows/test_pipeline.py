@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows import pipeline
+from flows.history import prepared_data
 from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError
 from regraft.locking import is_running, project_lock
@@ -333,6 +334,38 @@ def test_a_damaged_file_of_fingerprints_is_written_anew(project):
     run_all(project)
     project.inputs.write_bytes(b'{"half": \xff')
     assert [stage.stale for stage in plan(project).values()] == [False, False]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\x00", b"[1]", b'{"path": "$PATH"}', b'{"path": "$PATH", "files": {"cat/1.png": 3}}']
+)
+def test_a_damaged_index_of_the_source_is_no_more_than_forgotten(project, damage):
+    run_all(project)
+    index = project.state / "source-index.json"
+    index.write_bytes(damage.replace(b"$PATH", str(project.root.parent / "source").encode()))
+    assert [stage.stale for stage in plan(project).values()] == [False, False]
+
+
+def test_a_folder_that_bears_the_name_of_the_model_is_not_taken_for_it(project, monkeypatch):
+    (project.root.parent / "pets").mkdir()
+    monkeypatch.chdir(project.root.parent)
+    with pytest.raises(RegraftError, match=r"'pets' is the model and a folder, too: write pets@champion, or ./pets"):
+        prepared_data(project, "pets").__enter__()
+    with prepared_data(project, "./pets") as folder:
+        assert folder.name == "pets"
+
+
+def test_a_graph_without_stages_is_refused(project):
+    project.graph.write_text("")
+    with pytest.raises(RegraftError, match=r"dvc.yaml names no stage. Copy .*dvc.yaml over it"):
+        plan(project)
+
+
+def test_a_damaged_lock_file_is_an_error_with_advice(project):
+    run_all(project)
+    project.lock.write_text("stages: 3")
+    with pytest.raises(RegraftError, match=r"dvc.lock.*take it back from git, or delete it"):
+        plan(project)
 
 
 def test_the_graph_of_a_project_made_for_other_code_is_refused_by_the_stage_it_fails(tmp_path):

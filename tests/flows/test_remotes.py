@@ -315,6 +315,10 @@ def test_a_project_that_has_fetched_nothing_says_so_when_audited(project):
         ("csv:s3://bucket/train.csv", r"pip install 'dvc\[s3\]'"),
         ("csv:ssh://host/train.csv", r"pip install 'dvc\[ssh\]'"),
         ("csv:file://host/train.csv", "three slashes"),
+        ("csv:http://[::1/x.csv", "is no URL: Invalid IPv6 URL"),
+        ("csv:http://host:99999/x.csv", "is no URL: Port out of range"),
+        ("csv:http:///x.csv", "names no server"),
+        ("csv:https://host/x.csv?X-Amz-Signature=abc", "has X-Amz-Signature in its URL"),
         ("csv:file:///nowhere/train.csv", "does not exist"),
     ],
 )

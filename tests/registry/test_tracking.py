@@ -38,8 +38,9 @@ def test_a_damaged_database_is_said_to_be_one(ask, tmp_path):
         ask(Paths(tmp_path), with_store(None))
 
 
-def test_a_damaged_report_of_the_last_publication_is_named(tmp_path):
+@pytest.mark.parametrize("damaged", ['{"name": "pe', "[]"])
+def test_a_damaged_report_of_the_last_publication_is_named(tmp_path, damaged):
     (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "promotion.json").write_text('{"name": "pe')
+    (tmp_path / "reports" / "promotion.json").write_text(damaged)
     with pytest.raises(RegraftError, match=r"promotion.json is damaged.*Delete it and run again"):
         is_published(Paths(tmp_path), with_store(None), "0" * 64)
