@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,8 +12,6 @@ from rich.text import Text
 
 from regraft import progress
 from regraft.errors import TERMINATED, ResourceError
-
-_told_to_stop = threading.Event()
 
 
 def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
             with temporary_settings(patience):
                 return retrain(root=str(root), force=force)
         except httpx.HTTPError as error:
-            if _told_to_stop.is_set():  # and so was Prefect's own server, if the signal went to all processes
+            if _was_told_to_stop(error):  # and so was Prefect's own server, if the signal went to all processes
                 raise SystemExit(TERMINATED) from error
             raise ResourceError(
                 f"the Prefect server stopped answering: {error or type(error).__name__}. "
@@ -60,8 +57,16 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
 
 def _stop(_number: int, _frame: Any) -> NoReturn:
     """End this process with its clean-up: locks are freed, Prefect's own server ends, and the kernel ends the stage."""
-    _told_to_stop.set()
     raise SystemExit(TERMINATED)
+
+
+def _was_told_to_stop(error: BaseException | None) -> bool:
+    """Return whether `error` came up while Prefect, which takes SIGTERM over for the time of a flow, was stopping."""
+    from prefect.exceptions import TerminationSignal
+
+    while error is not None and not isinstance(error, TerminationSignal):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _start_prefect() -> None:
