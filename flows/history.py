@@ -25,18 +25,19 @@ def prepared_data(paths: Paths, reference: str | None) -> Iterator[Path]:
             it is now.
 
     Raises:
-        RegraftError: If it stands for nothing, or its data is no longer in the DVC cache.
+        RegraftError: If it stands for nothing, or for a model and a folder, or its data is no longer in the DVC cache.
     """
-    name = load_settings(paths.params).name
+    settings = load_settings(paths.params)
     if reference is None:
         yield paths.prepared
     elif (folder := Path(reference).expanduser()).is_dir():
-        if reference == name:
-            raise RegraftError(f"{name!r} is the model and a folder, too: write {name}@champion, or ./{name}.")
+        if reference == settings.name:
+            raise RegraftError(
+                f"{reference!r} is the model and a folder, too: write {reference}@champion, or ./{reference}."
+            )
         inside = Paths(folder.resolve()).prepared
         yield inside if inside.is_dir() else folder
     else:
-        settings = load_settings(paths.params)
         is_model = reference.partition("@")[0].partition("/")[0] == settings.name
         output_hash = data_hash(paths, settings, reference) if is_model else _hash_in_git(paths, reference)
         with TemporaryDirectory(prefix="regraft-") as temporary:

@@ -129,7 +129,7 @@ def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> li
 def is_stale(root: Path, name: str) -> bool:
     """Return whether stage `name` must run, given what the stages before it left."""
     with _repository(Paths(root)) as repo:
-        return bool(_reasons(next(stage for stage in _ordered(repo) if stage.name == name)))
+        return bool(_reasons(repo.stage.load_one("dvc.yaml", name)))
 
 
 def run_stage(
@@ -270,7 +270,7 @@ def _look_at_remotes(repo: Repo, paths: Paths, settings: Settings) -> None:
 
 def _reads_source(repo: Repo, name: str) -> bool:
     """Return whether stage `name` depends on the source's content."""
-    stage = next(stage for stage in _ordered(repo) if stage.name == name)
+    stage = repo.stage.load_one("dvc.yaml", name)
     return any(isinstance(dep, ParamsDependency) and "source" in dep.params for dep in stage.deps)
 
 
@@ -452,7 +452,7 @@ def _discard_damaged(repo: Repo, name: str, *, even_if_unchanged: bool) -> int:
     Outputs are links to the cache. They are read-only, but root writes through them all the same, and DVC trusts every
     file in the cache that is read-only: it would bring the changed file back as the stage's result.
     """
-    stage = next(stage for stage in repo.stage.load_all("dvc.yaml") if stage.name == name)
+    stage = repo.stage.load_one("dvc.yaml", name)
     return sum(
         _discard_damaged_files(repo, out) for out in stage.outs if out.hash_info and (even_if_unchanged or out.status())
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from regraft.backbones.card import Card
 from regraft.data.overlaps import known_overlap
+from regraft.data.records import SPLITS
 from regraft.evaluation.metrics import most_frequent_confusions
 from regraft.evaluation.plots import (
     DARK,
@@ -37,7 +38,6 @@ _CONFUSIONS = 3
 _REJECTS = 20
 _GROUPS = 20
 PAIRS_SHOWN = 6
-_SPLITS = ("train", "validation", "test")
 _SMALL_IMAGE_PX = 64
 _SHORT_TEXT = 240
 # Metrics that are no shares.
@@ -267,7 +267,7 @@ def _splits(facts: Facts) -> dict[str, Any]:
                     f"{_number(values['min'])} to {_number(values['max'])}",
                 ]
                 for name, by_split in facts.data["targets"].items()
-                for split in _SPLITS
+                for split in SPLITS
                 if (values := by_split.get(split))
             ],
         }
@@ -281,7 +281,7 @@ def _splits(facts: Facts) -> dict[str, Any]:
                 _count(min(counts.values())),
                 _count(max(counts.values())),
             ]
-            for split in _SPLITS
+            for split in SPLITS
             if (counts := facts.data["counts"].get(split))
         ],
     }
@@ -415,7 +415,7 @@ def _card(facts: Facts) -> dict[str, Any]:
 
 def _in_order(by_split: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known by split in the order of splits: JSON files have it by name."""
-    return {split: by_split[split] for split in _SPLITS if split in by_split}
+    return {split: by_split[split] for split in SPLITS if split in by_split}
 
 
 def _balance(data: Mapping[str, Any]) -> list[dict[str, Any]]:
