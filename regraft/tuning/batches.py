@@ -59,17 +59,24 @@ class Batches:
         """Optimizer steps in an epoch: the rows that fill no whole batch wait for another epoch's order."""
         return max(1, len(self.rows) // self.batch_size)
 
-    def training(self, epoch: int) -> tf.data.Dataset:
-        """Return `steps_per_epoch` shuffled, augmented batches (inputs, labels) of `epoch`, which counts from 1."""
-        order = epoch_order(self.rows, self.batch_size, seed=self.seed, epoch=epoch, lengths=self.lengths)
-        return self._batches(order, epoch=epoch)
+    def training(self, epoch: int, taken: int = 0) -> tf.data.Dataset:
+        """Return shuffled, augmented batches (inputs, labels) of `epoch`, which counts from 1.
 
-    def training_steps(self, steps: int) -> tf.data.Dataset:
-        """Return `steps` batches as one training run meets them: those of epoch 1, then of epoch 2, and so on."""
-        batches = self.training(1)
-        for epoch in range(2, -(-steps // self.steps_per_epoch) + 1):
+        They are `steps_per_epoch`, or the rest of them after the first `taken`.
+        """
+        order = epoch_order(self.rows, self.batch_size, seed=self.seed, epoch=epoch, lengths=self.lengths)
+        return self._batches(order[taken * self.batch_size :], epoch=epoch)
+
+    def training_steps(self, steps: int, taken: int = 0) -> tf.data.Dataset:
+        """Return `steps` batches as one training run meets them, those of epoch 1, then of epoch 2, and so on.
+
+        Without the first `taken`.
+        """
+        epochs, within = divmod(taken, self.steps_per_epoch)
+        batches = self.training(epochs + 1, within)
+        for epoch in range(epochs + 2, -(-steps // self.steps_per_epoch) + 1):
             batches = batches.concatenate(self.training(epoch))
-        return batches.take(steps)
+        return batches.take(steps - taken)
 
     def in_order(self) -> tf.data.Dataset:
         """Return batches (inputs, labels) of all rows, in the order of `rows`, not augmented."""

@@ -1,11 +1,11 @@
-"""The one training loop: the same steps for the same seed, checkpointed every epoch, stopped when it stops helping."""
+"""The one training loop: the same steps for the same seed, checkpointed on the way, stopped when it stops helping."""
 
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 State = list[NDArray[Any]]
 
 AVERAGE_MEMORY = 0.97  # the average reaches back over about 33 steps
+CHECKPOINT_INTERVAL_S = 30.0
+# Training goes on for at least so many times as long as the last checkpoint took to write: they cost at most 3%.
+CHECKPOINT_COST = 33.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Plan:
         peak_rate: Highest learning rate of the schedule.
         warmup_steps: Steps of linear rise before it.
         patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
+        unfreezing: Multipliers of the rate of each trainable weight at a step, which counts from 0: see
+            `layers.gradual_multipliers`. None: those given to the trainer.
     """
 
     epochs: int
@@ -46,6 +51,7 @@ class Plan:
     peak_rate: float
     warmup_steps: int
     patience_epochs: int
+    unfreezing: Callable[[int], NDArray[np.float32]] | None = None
 
     @property
     def total_steps(self) -> int:
@@ -72,8 +78,10 @@ class History:
         epochs: One row an epoch.
         best_epoch: The epoch whose weights are kept; 0 before the first.
         lowest_epoch: The epoch with the lowest refined log loss, which need not be the chosen one: see `train`.
-        seconds: Time spent in training and validation.
+        seconds: Time spent in training and validation, checkpoints included.
         examples: Examples trained on, each counted as often as it was seen.
+        checkpoints: How often the state was written to disk.
+        checkpoints_seconds: Time spent on that.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -81,6 +89,8 @@ class History:
     lowest_epoch: int = 0
     seconds: float = 0.0
     examples: int = 0
+    checkpoints: int = 0
+    checkpoints_seconds: float = 0.0
 
     def best(self) -> Epoch:
         """Return the epoch whose weights the model has after `train`."""
@@ -103,6 +113,8 @@ class Trainer:
         objective: Decides the loss.
         weight_decay: AdamW's, on kernels only.
         clip_norm: The global norm that gradients are scaled down to.
+        multipliers: Of the learning rate, one for each of `model.trainable_variables` as they are after freezing, see
+            `layers.decayed_multipliers`; None means 1 for all.
     """
 
     def __init__(
@@ -112,6 +124,7 @@ class Trainer:
         *,
         weight_decay: float = 0.01,
         clip_norm: float = 1.0,
+        multipliers: Sequence[float] | None = None,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -119,6 +132,9 @@ class Trainer:
         self._clip_norm = clip_norm
         self._weights = model.trainable_variables
         self._averages = [tf.Variable(weight.value, trainable=False) for weight in self._weights]
+        self.multipliers = tf.Variable(
+            np.ones(len(self._weights)) if multipliers is None else multipliers, trainable=False, dtype=tf.float32
+        )
         self._optimizer = keras.optimizers.AdamW(1e-3, weight_decay=weight_decay)
         vectors = [weight for weight in self._weights if len(weight.shape) < 2]
         self._optimizer.exclude_from_weight_decay(var_list=vectors)
@@ -173,7 +189,7 @@ class Trainer:
             self.use(kept)
 
     def _variables(self) -> list[Any]:
-        return [*self.model.variables, *self._averages, *self._optimizer.variables]
+        return [*self.model.variables, *self._averages, *self._optimizer.variables, self.multipliers]
 
     def _one_step(self, inputs: Any, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
@@ -185,7 +201,12 @@ class Trainer:
         slopes = [tf.convert_to_tensor(slope) for slope, _ in reached]
         clipped, _ = tf.clip_by_global_norm(slopes, self._clip_norm)
         self._optimizer.learning_rate.assign(rate)
+        before = [tf.identity(weight.value) for weight in self._weights]
         self._optimizer.apply(clipped, [weight for _, weight in reached])
+        # AdamW divides a gradient by its own size, so a smaller gradient makes no smaller step: the step itself, weight
+        # decay included, is what a multiplier shortens.
+        for number, (weight, start) in enumerate(zip(self._weights, before, strict=True)):
+            weight.assign(start + self.multipliers[number] * (weight.value - start))
         # A short memory at first, so that the average does not hang on to where training began.
         taken = tf.cast(self._optimizer.iterations.value, tf.float32)
         memory = tf.minimum(AVERAGE_MEMORY, (1.0 + taken) / (10.0 + taken))
@@ -200,7 +221,7 @@ class Trainer:
 def train(
     trainer: Trainer,
     plan: Plan,
-    training: Callable[[int], Iterable[tuple[Any, tf.Tensor]]],
+    training: Callable[[int, int], Iterable[tuple[Any, tf.Tensor]]],
     validate: Callable[[], Score],
     *,
     checkpoint: "Checkpoint | None" = None,
@@ -216,9 +237,9 @@ def train(
     Args:
         trainer: The model at its start.
         plan: Length, rates and patience.
-        training: Returns the batches of an epoch, counted from 1.
+        training: Returns the batches of an epoch, counted from 1, after so many that were already taken.
         validate: Scores the trainer's model as it is now; called while it has its average weights.
-        checkpoint: Where to save after every epoch, and to continue from; None keeps nothing.
+        checkpoint: Where to save on the way, and to continue from; None keeps nothing.
         on_batch: Told after each step how many examples it took and their loss; on continuing, told once about those
             already seen.
 
@@ -228,35 +249,42 @@ def train(
     """
     still = _batch_normalisation_statistics(trainer.model)
     trainer.start_averages()
-    history, best, lowest = History(), trainer.averages(), None
+    history, best, lowest, part = History(), trainer.averages(), None, Part()
     saved = checkpoint.load() if checkpoint else None
     if saved:
-        history, best, lowest = saved.history, saved.best, saved.lowest
+        history, best, lowest, part = saved.history, saved.best, saved.lowest, saved.part
         trainer.restore(saved.state)
-        log.info("continuing after epoch %d of %d from a checkpoint", len(history.epochs), plan.epochs)
-        on_batch(history.examples, history.epochs[-1].train_loss)
+        log.info(
+            "continuing after epoch %d of %d and %d of %d steps of the next one, from a checkpoint",
+            len(history.epochs), plan.epochs, part.steps, plan.steps_per_epoch,
+        )  # fmt: skip
+        on_batch(history.examples + part.examples, part.last_loss)
+    clock = _Clock()
     for epoch in range(len(history.epochs) + 1, plan.epochs + 1):
         if epoch > history.best_epoch + plan.patience_epochs:
             log.info("stopping: validation has been clearly worse than its best for %d epochs", plan.patience_epochs)
             break
-        started = time.monotonic()
-        losses, examples, rate = [], 0, 0.0
-        step = (epoch - 1) * plan.steps_per_epoch
-        for inputs, labels in training(epoch):
+        step = (epoch - 1) * plan.steps_per_epoch + part.steps
+        for inputs, labels in training(epoch, part.steps):
             # Counted from 1 to just short of the end: neither the first step nor the last has a rate of zero.
             rate = warmup_cosine(
                 step + 1, total_steps=plan.total_steps + 1, warmup_steps=plan.warmup_steps, peak=plan.peak_rate
             )
+            if plan.unfreezing:
+                trainer.multipliers.assign(plan.unfreezing(step))
             loss = trainer.step(inputs, labels, rate)
             if not math.isfinite(loss):
                 raise Diverged(
                     f"the training loss became {loss} in epoch {epoch} at step {step + 1} of {plan.total_steps} "
                     f"(learning rate {rate:.3g}). Set a lower finetune.learning_rate, or strategy: probe."
                 )
-            losses.append(loss * len(labels))
-            examples += len(labels)
+            part.add(loss, len(labels), rate)
             step += 1
             on_batch(len(labels), loss)
+            if checkpoint and checkpoint.is_due():
+                history.seconds += clock.lap()
+                checkpoint.save(Saved(history, trainer.state(), best, lowest, part))
+                history.seconds += checkpoint.count(history, clock.lap())
         with trainer.averaged():
             now = validate()
         if not math.isfinite(now.log_loss):
@@ -265,16 +293,18 @@ def train(
                 f"(peak learning rate {plan.peak_rate:.3g}). Set a lower finetune.learning_rate, or strategy: probe."
             )
         history.epochs.append(
-            Epoch(epoch, math.fsum(losses) / examples, now.log_loss, now.refined_log_loss, now.accuracy, rate)
+            Epoch(epoch, part.mean_loss, now.log_loss, now.refined_log_loss, now.accuracy, part.last_rate)
         )
-        history.seconds += time.monotonic() - started
-        history.examples += examples
+        history.seconds += clock.lap()
+        history.examples += part.examples
+        part = Part()
         if lowest is None or now.refined_log_loss < lowest.refined_log_loss:
             history.lowest_epoch, lowest = epoch, now
         if not now.is_clearly_worse_than(lowest):
             history.best_epoch, best = epoch, trainer.averages()
-        if checkpoint:
-            checkpoint.save(Saved(history, trainer.state(), best, lowest))
+        if checkpoint and (epoch == plan.epochs or checkpoint.is_due()):
+            checkpoint.save(Saved(history, trainer.state(), best, lowest, part))
+            history.seconds += checkpoint.count(history, clock.lap())
         log.info(
             "epoch %d of %d: training loss %.4f, validation %s %.4f, validation %s %.4f",
             epoch, plan.epochs, history.epochs[-1].train_loss, trainer.objective.loss_name, now.log_loss,
@@ -325,6 +355,48 @@ def _batch_normalisation_statistics(model: keras.Model) -> dict[str, NDArray[Any
     }
 
 
+class _Clock:
+    """Tells the seconds since it was last asked."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        return passed
+
+
+@dataclass
+class Part:
+    """What there is of an epoch that is not finished.
+
+    Attributes:
+        steps: Optimizer steps taken in it.
+        losses: Of each step, times its examples.
+        examples: Examples seen in it.
+        last_loss: Of the last step.
+        last_rate: Learning rate of the last step.
+    """
+
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    examples: int = 0
+    last_loss: float = 0.0
+    last_rate: float = 0.0
+
+    def add(self, loss: float, examples: int, rate: float) -> None:
+        """Count a step of so many examples, whose mean loss was `loss`."""
+        self.steps += 1
+        self.losses.append(loss * examples)
+        self.examples += examples
+        self.last_loss, self.last_rate = loss, rate
+
+    @property
+    def mean_loss(self) -> float:
+        return math.fsum(self.losses) / self.examples
+
+
 @dataclass(frozen=True)
 class Saved:
     """All that training needs to go on as if it had never stopped.
@@ -332,37 +404,58 @@ class Saved:
     Attributes:
         history: The epochs so far.
         state: All variables, see `Trainer.state`.
-        best: The average weights of the best epoch so far.
-        lowest: The score with the lowest refined log loss so far.
+        best: The average weights of the best epoch so far, or those at the start.
+        lowest: The score with the lowest refined log loss so far; None before the first epoch has ended.
+        part: The epoch that is under way.
     """
 
     history: History
     state: State
     best: State
-    lowest: Score
+    lowest: Score | None
+    part: Part
 
 
-@dataclass(frozen=True)
 class Checkpoint:
-    """One file that always holds the latest finished epoch.
+    """One file that holds the latest saved step.
 
-    Attributes:
+    Args:
         file: Ends in .npz.
         run: Identifies the run (settings, seed, data); a file left by another run is ignored.
+        interval_s: Least time between two saves; longer where a save takes more than 1 / `CHECKPOINT_COST` of it.
     """
 
-    file: Path
-    run: str
+    def __init__(self, file: Path, run: str, *, interval_s: float = CHECKPOINT_INTERVAL_S) -> None:
+        self.file = file
+        self.run = run
+        self._interval_s = interval_s
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether the latest save, or else the start, was long enough ago."""
+        return time.monotonic() - self._saved_at >= self._interval_s
+
+    def count(self, history: History, seconds: float) -> float:
+        """Note in `history` that a save took so long, and space the next ones by it; return `seconds`."""
+        history.checkpoints += 1
+        history.checkpoints_seconds += seconds
+        if self._interval_s > 0.0:
+            self._interval_s = max(self._interval_s, CHECKPOINT_COST * seconds)
+        self._saved_at = time.monotonic()
+        return seconds
 
     def save(self, saved: Saved) -> None:
-        """Replace the file; whoever reads it finds the old epoch or the new one, never a part."""
+        """Replace the file; whoever reads it finds the old step or the new one, never a part."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(self.file.name + ".part")
         arrays: dict[str, Any] = {f"state_{number:05d}": value for number, value in enumerate(saved.state)}
         arrays |= {f"best_{number:05d}": value for number, value in enumerate(saved.best)}
-        lowest = asdict(saved.lowest)
-        arrays["lowest"] = lowest.pop("refined_log_losses")
-        arrays["about"] = np.array(json.dumps({"run": self.run, "history": asdict(saved.history), "lowest": lowest}))
+        lowest = None
+        if saved.lowest:
+            lowest = asdict(saved.lowest)
+            arrays["lowest"] = lowest.pop("refined_log_losses")
+        about = {"run": self.run, "history": asdict(saved.history), "lowest": lowest, "part": asdict(saved.part)}
+        arrays["about"] = np.array(json.dumps(about))
         with temporary.open("wb") as stream:
             np.savez(stream, **arrays)
             stream.flush()
@@ -380,7 +473,7 @@ class Checkpoint:
                 return None
             state = [stored[name] for name in sorted(stored.files) if name.startswith("state_")]
             best = [stored[name] for name in sorted(stored.files) if name.startswith("best_")]
-            lowest = Score(**about["lowest"], refined_log_losses=stored["lowest"])
+            lowest = about["lowest"] and Score(**about["lowest"], refined_log_losses=stored["lowest"])
         kept = about["history"]
         history = History(**{**kept, "epochs": [Epoch(**epoch) for epoch in kept["epochs"]]})
-        return Saved(history, state, best, lowest)
+        return Saved(history, state, best, lowest, Part(**about["part"]))

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from regraft.errors import TrainingError
-from regraft.tuning.loop import Checkpoint, Plan, Trainer, train
+from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, train
 from regraft.tuning.scores import Score, score
 
 LABELS = np.arange(64) % 2
@@ -28,8 +28,8 @@ def small_network(*, dropout=0.0):
     return model
 
 
-def batches(epoch):
-    order = np.random.default_rng(epoch).permutation(64)
+def batches(epoch, taken=0):
+    order = np.random.default_rng(epoch).permutation(64)[16 * taken :]
     return tf.data.Dataset.from_tensor_slices((IMAGES[order], LABELS[order])).batch(16)
 
 
@@ -131,7 +131,7 @@ def test_training_stops_when_validation_has_not_improved_for_as_long_as_patience
 
 
 def test_a_loss_that_is_not_a_number_stops_training_and_says_where():
-    def broken(epoch):
+    def broken(epoch, taken):
         images = IMAGES.copy()
         if epoch == 2:
             images[:] = np.inf
@@ -148,30 +148,60 @@ def test_a_validation_loss_that_is_not_a_number_stops_training():
         train(trainer, plan(), batches, made_up(float("nan")))
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 2])
-def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, interrupted_after):
-    """With dropout, so that the random state has to be saved too."""
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 11, 16])
+def test_a_run_killed_at_any_step_continues_to_the_same_bytes(tmp_path, steps):
+    """With dropout, so that the random state has to be saved too. An epoch has four steps."""
 
     class Killed(Exception):
         pass
 
-    def run(file, *, kill):
+    def run(file, *, killed_after=None):
         trainer = Trainer(small_network(dropout=0.4))
-        validate = judge(trainer)
+        taken = []
 
-        def stop(epoch):
-            if kill and epoch > interrupted_after:
+        def kill(examples, loss):
+            if len(taken) == killed_after:
                 raise Killed
-            return batches(epoch)
+            taken.append(loss)
 
-        return train(trainer, plan(epochs=4), stop, validate, checkpoint=Checkpoint(file, "a run")), weights(trainer)
+        checkpoint = Checkpoint(file, "a run", interval_s=0.0)
+        history = train(trainer, plan(epochs=4), batches, judge(trainer), checkpoint=checkpoint, on_batch=kill)
+        return history, weights(trainer), len(taken)
 
-    whole, whole_weights = run(tmp_path / "whole.npz", kill=False)
-    with pytest.raises(Killed):
-        run(tmp_path / "half.npz", kill=True)
-    continued, continued_weights = run(tmp_path / "half.npz", kill=False)
+    whole, whole_weights, _ = run(tmp_path / "whole.npz")
+    if steps < 16:
+        with pytest.raises(Killed):
+            run(tmp_path / "half.npz", killed_after=steps)
+        continued, continued_weights, taken = run(tmp_path / "half.npz")
+        assert taken == 1 + 16 - steps  # one call tells of what was already seen
+    else:
+        run(tmp_path / "half.npz")
+        continued, continued_weights, taken = run(tmp_path / "half.npz")
+        assert taken == 1
     assert continued_weights == whole_weights
     assert continued.epochs == whole.epochs
+
+
+def test_checkpoints_are_spaced_so_that_they_cost_at_most_three_percent(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "checkpoint.npz", "run", interval_s=0.001)
+    history = History()
+    checkpoint.count(history, 20.0)
+    assert not checkpoint.is_due()
+    assert (history.checkpoints, history.checkpoints_seconds) == (1, 20.0)
+
+
+def test_a_multiplier_shortens_the_step_of_adam_and_zero_stops_it():
+    def moves(multipliers):
+        trainer = Trainer(small_network(), multipliers=multipliers)
+        before = [weight.numpy() for weight in trainer.model.trainable_variables]
+        trainer.step(IMAGES[:16], LABELS[:16], 0.01)
+        return [weight.numpy() - start for weight, start in zip(trainer.model.trainable_variables, before, strict=True)]
+
+    whole = moves([1.0, 1.0, 1.0, 1.0])
+    parts = moves([0.0, 0.25, 0.5, 1.0])
+    assert all(np.abs(move).max() > 0.005 for move in whole)  # Adam's first step is about the rate, whatever the slope
+    for share, move, part in zip([0.0, 0.25, 0.5, 1.0], whole, parts, strict=True):
+        np.testing.assert_allclose(part, share * move, atol=1e-7)
 
 
 def test_a_checkpoint_of_another_run_is_ignored(tmp_path):
