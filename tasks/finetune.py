@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from regraft import determinism
-from regraft.backbones.extractor import build_extractor
+from regraft.backbones.extractor import Extractor, build_extractor
 from regraft.backbones.spectrogram import as_view
 from regraft.data.records import Split, open_split
 from regraft.data.targets import REGRESSION
@@ -24,19 +24,21 @@ from regraft.tuning.batches import Source
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
 from regraft.tuning.objective import OBJECTIVES
 from regraft.tuning.probe import Probe, fit_probe
+from regraft.tuning.recipes import WAYS, Data, Recipe, competitors
 from regraft.tuning.solvers import Features
-from regraft.tuning.strategies import Data, Recipe, lp_ft, probe_only
+from regraft.tuning.strategies import CHECKPOINT, PILOT_CHECKPOINT, PILOTS, fine_tune, has_attention, probe_only
 from regraft.tuning.target_scale import Relabelled, TargetScale
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = ("finetune.npz", "pilots.json")
+CHECKPOINTS = (CHECKPOINT, PILOT_CHECKPOINT, PILOTS)
 
 
 def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
-    """Read data/prepared, features/ and models/backbones/, write models/model/ and reports/training{,_time}.json.
+    """Read data/prepared, features/ and models/backbones/, write models/model/ and three reports.
 
-    models/model/ and training.json are the same for the same data, settings and seed, also after an interruption:
+    models/model/, training.json and selection.json (which strategies were tried, how they did, which was taken and why)
+    are the same for the same data, settings and seed, also after an interruption:
     what is half done lies in the folder named by REGRAFT_SCRATCH (by default .scratch/finetune). training_time.json
     holds what may differ between two runs: how fast it went here.
 
@@ -44,9 +46,6 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         TrainingError: If features and prepared data do not belong together, or the loss stops being a number.
     """
     determinism.set_up(seed)
-    keras.utils.clear_session(
-        free_memory=False
-    )  # layers are numbered from 1 again: their names are stored with the weights
     started = time.monotonic()
     train, validation = open_split(paths.prepared, "train"), open_split(paths.prepared, "validation")
     about = read_json(paths.features / "features.json")
@@ -69,14 +68,21 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         probe.penalty,
     )  # fmt: skip
 
-    extractor = build_extractor(
-        paths.backbones,
-        image_size_px=about["image_size_px"],
-        max_tokens=about["max_tokens"],
-        view=as_view(about.get("view")),
-        pair=about.get("pair"),
-    )
-    model = graft(extractor.model, probe.kernel, probe.bias)
+    def build() -> tuple[Extractor, keras.Model]:
+        # Layers are numbered from 1 again, so that it makes no difference to their names, which are stored with the
+        # weights, how many models were built before.
+        keras.utils.clear_session(free_memory=False)
+        determinism.set_up(seed)
+        extractor = build_extractor(
+            paths.backbones,
+            image_size_px=about["image_size_px"],
+            max_tokens=about["max_tokens"],
+            view=as_view(about.get("view")),
+            pair=about.get("pair"),
+        )
+        return extractor, graft(extractor.model, probe.kernel, probe.bias)
+
+    extractor, model = build()
     if finetune.strategy == "probe":
         tuned = probe_only(probe, objective)
     else:
@@ -88,12 +94,22 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             patience_epochs=finetune.patience_epochs,
             augment=finetune.augment,
             seed=seed,
+            layer_decay=finetune.layer_decay,
         )
         data = Data(learned, judged, train_features, validation_features, extractor.prepare, classes, objective)
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
         )
-        tuned = lp_ft(model, extractor.model, data, probe, recipe, scratch=scratch, run=identity)
+        if finetune.strategy == "auto":
+            ways = competitors(extractor.kind, has_attention=has_attention(model))
+        else:
+            ways = (WAYS[finetune.strategy],)
+
+        def rebuild() -> tuple[keras.Model, keras.Model]:
+            extractor, model = build()
+            return model, extractor.model
+
+        model, tuned = fine_tune(ways, rebuild, data, probe, recipe, scratch=scratch, run=identity)
     log.info("%s", tuned.why)
     kernel, bias = probe.kernel, probe.bias
     if scale:
@@ -114,6 +130,21 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             **objective.reported({"probe": probe.summary(), **tuned.facts}),
         },
     )
+    write_json(
+        paths.reports / "selection.json",
+        {
+            "strategy": finetune.strategy,
+            "shipped": tuned.shipped,
+            "why": tuned.why,
+            **objective.reported(
+                {
+                    "probe": probe.summary()["validation"],
+                    "tried": list(tuned.competition),
+                    "comparison": tuned.facts.get("comparison"),
+                }
+            ),
+        },
+    )
     history = tuned.history
     write_json(
         paths.reports / "training_time.json",
@@ -122,6 +153,8 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             "finetune_seconds": history.seconds if history else 0.0,
             "examples": history.examples if history else 0,
             "examples_per_second": history.examples / history.seconds if history else None,
+            "checkpoints": history.checkpoints if history else 0,
+            "checkpoints_seconds": history.checkpoints_seconds if history else 0.0,
             "stage_seconds": time.monotonic() - started,
         },
     )

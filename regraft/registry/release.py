@@ -92,7 +92,7 @@ class Release:
 
     @property
     def shipped(self) -> str:
-        """The strategy whose weights the model has: "probe" or "lp_ft"."""
+        """The strategy whose weights the model has: "probe" or that of fine-tuning."""
         return str(self.reports["metrics"].get("shipped", self.settings.finetune.strategy))
 
 

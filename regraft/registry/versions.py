@@ -16,7 +16,7 @@ def list_models(paths: Paths, settings: Settings) -> list[dict[str, Any]]:
 
     Returns:
         For each version: name, version (int), aliases, created (ISO 8601, UTC, to the second), metrics (test metrics by
-        name), kind, task, shipped ("probe" or "lp_ft"), backbone, fingerprint and run_id. Text is "" where a version
+        name), kind, task, shipped (the strategy), backbone, fingerprint and run_id. Text is "" where a version
         made by hand lacks the tag. An empty list if there is none yet.
 
     Raises:

@@ -3,7 +3,7 @@
 Multipliers act on AdamW's steps, not on its gradients: see `loop.Trainer`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -17,23 +17,28 @@ GROUP_DECAY = 1.0 / 2.6  # Howard & Ruder, 2018, section 3.2 (arXiv:1801.06146)
 def levels(model: keras.Model, most: int) -> list[int]:
     """Return how high in the network each of `model.trainable_variables` stands: 0 is nearest to the input.
 
-    Layers with weights, in the order of the network, are dealt to at most `most` levels of equal numbers of layers;
-    the last layer, which is the head, has a level of its own above them.
+    Layers with trainable weights, in the order of the network, are dealt to at most `most` levels of equal numbers of
+    layers; the last layer, which is the head, has a level of its own above them. A block that is one layer to the
+    network, such as a transformer's, counts as one.
     """
-    trainable = {id(weight) for weight in model.trainable_variables}
-    owners = [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if any(id(weight) in trainable for weight in layer._trainable_variables)
-    ]
+    owners = [layer for layer in _in_order(model) if layer.trainable_variables]
     below = max(1, len(owners) - 1)
     height = min(most, below)
     level_of = {
         id(weight): height if number == len(owners) - 1 and len(owners) > 1 else number * height // below
         for number, layer in enumerate(owners)
-        for weight in layer._trainable_variables
+        for weight in layer.trainable_variables
     }
     return [level_of[id(weight)] for weight in model.trainable_variables]
+
+
+def _in_order(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield the layers of `model` from input to output, and in place of a model among them, its layers."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _in_order(layer)
+        else:
+            yield layer
 
 
 def decayed_multipliers(heights: Sequence[int], decay: float) -> NDArray[np.float32]:

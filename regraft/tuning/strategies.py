@@ -1,8 +1,8 @@
-"""Ways to tune a grafted model: `probe` leaves the backbone alone, `lp_ft` fine-tunes both from the solved head.
+"""Strategies: `probe` leaves the backbone alone, the others fine-tune it in one of the `recipes.WAYS`, with caution.
 
-`lp_ft` is LP-FT of Kumar et al., 2022 (arXiv:2202.10054): starting from a solved head keeps the first steps from
-tearing up features for the sake of a random one. What it adds is caution: the learning rate is tried out first, and
-the probe ships unless validation prefers the fine-tuned model.
+The learning rate is tried out first, and the probe ships unless validation prefers the fine-tuned model. `auto` tries
+out several ways as well, gives the best of them the whole run (successive halving, with one halving), and ships it only
+if validation leaves no doubt that it is better than the probe.
 """
 
 import logging
@@ -21,18 +21,20 @@ from regraft.files import read_json, write_json
 from regraft.progress import Progress
 from regraft.tuning.augment import augment_spectrogram, augmentation
 from regraft.tuning.batches import Batches, Source, text_lengths
-from regraft.tuning.classifier import set_head
-from regraft.tuning.loop import Checkpoint, History, Plan, State, Trainer, train
+from regraft.tuning.classifier import get_head, set_head
+from regraft.tuning.layers import GROUPS, LEVELS, decayed_multipliers, gradual_multipliers, levels
+from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, train
+from regraft.tuning.mirrors import CHIRALITY_LIMIT, Flip, flip_is_safe
 from regraft.tuning.objective import CLASSES, Objective
+from regraft.tuning.pilots import Pilot, choose_rate, next_rate
 from regraft.tuning.probe import Probe, assign_folds, refit_probe
+from regraft.tuning.recipes import Data, Recipe, Way
 from regraft.tuning.scores import Score
-from regraft.tuning.solvers import Features, Labels
+from regraft.tuning.solvers import Labels
+from regraft.tuning.verdict import compare
 
 log = logging.getLogger(__name__)
 
-# Peak rates of AdamW worth trying, a factor of about three apart. The search begins at `FIRST_RATE` and walks uphill.
-RATES = (1.0e-5, 3.0e-5, 1.0e-4, 3.0e-4, 1.0e-3)
-FIRST_RATE = 1.0e-4
 # A pilot that is too short favours rates that are too low: on MNIST (505 steps in all) 40 steps preferred 1e-4 to
 # 3e-4, 100 steps 3e-4, which is right. A quarter of the run is enough, and 100 steps are.
 PILOT_FRACTION = 0.25
@@ -48,54 +50,7 @@ START_PENALTY_FACTOR = 10.0
 ENOUGH_TO_JUDGE_PILOTS = 500
 JUDGING_FOLD = 0
 JUDGING_FOLDS = 4
-CHIRALITY_SAMPLE = 512
-CHIRALITY_FOLDS = 4
-# Measured with EfficientNet-Lite0: trash 0.50, groceries 0.61, MNIST digits 0.83, hand signs 0.87.
-CHIRALITY_LIMIT = 0.70
-
-
-@dataclass(frozen=True)
-class Data:
-    """Training and validation examples with the frozen backbone's features of each.
-
-    Attributes:
-        train: Encoded images, recordings or texts, and labels.
-        validation: The same of the validation split.
-        train_features: float32, shape (N, D), in row order.
-        validation_features: float32, shape (M, D), in row order.
-        prepare: `Extractor.prepare`.
-        classes: K, the number of outputs.
-        objective: What training aims at; decides the shape of labels.
-    """
-
-    train: Source
-    validation: Source
-    train_features: Features
-    validation_features: Features
-    prepare: Callable[[tf.Tensor], Any]
-    classes: int
-    objective: Objective = CLASSES
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a person sets for fine-tuning.
-
-    Attributes:
-        epochs: At most so many passes over the training data.
-        batch_size: Examples a step.
-        learning_rate: Peak rate, or "auto".
-        patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
-        augment: Whether training images and recordings are varied.
-        seed: Decides order, augmentation and dropout.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float | str
-    patience_epochs: int
-    augment: bool
-    seed: int
+CHECKPOINT, PILOT_CHECKPOINT, PILOTS = "finetune.npz", "pilot.npz", "pilots.json"
 
 
 @dataclass(frozen=True)
@@ -103,8 +58,9 @@ class Tuned:
     """What a strategy came to; the model given to it holds the weights that ship.
 
     Attributes:
-        shipped: "probe" or "lp_ft".
+        shipped: "probe" or the name of a way.
         why: One sentence with the numbers that decided.
+        competition: What each way came to in its pilots, ready for JSON; empty if there was but one way.
         facts: For the report, ready for JSON: the same for the same data and seed.
         history: Of the final fine-tuning run; None if there was none.
     """
@@ -113,6 +69,7 @@ class Tuned:
     why: str
     facts: dict[str, Any]
     history: History | None
+    competition: tuple[dict[str, Any], ...] = ()
 
 
 def probe_only(probe: Probe, objective: Objective = CLASSES) -> Tuned:
@@ -125,14 +82,25 @@ def probe_only(probe: Probe, objective: Objective = CLASSES) -> Tuned:
     return Tuned("probe", why, {"history": [], "best_epoch": 0}, None)
 
 
-def lp_ft(
-    model: keras.Model, backbone: keras.Model, data: Data, probe: Probe, recipe: Recipe, *, scratch: Path, run: str
-) -> Tuned:
-    """Fine-tune `model` from the probe; go back to the probe unless validation prefers the result.
+def fine_tune(
+    ways: tuple[Way, ...],
+    build: Callable[[], tuple[keras.Model, keras.Model]],
+    data: Data,
+    probe: Probe,
+    recipe: Recipe,
+    *,
+    scratch: Path,
+    run: str,
+) -> tuple[keras.Model, Tuned]:
+    """Fine-tune from the probe in the best of `ways`; go back to the probe unless validation prefers the result.
+
+    With one way, the fine-tuned model ships if it is better on validation; with several, the probe ships unless there
+    is no doubt: see `verdict.compare`.
 
     Args:
-        model: Backbone and head as `graft` makes them, the head being the probe's. Changed in place.
-        backbone: The part of `model` that makes features.
+        ways: To choose from; see `recipes.competitors`.
+        build: Returns a new model (backbone and head as `graft` makes them, the head being the probe's) and the part of
+            it that makes features.
         data: Training and validation examples.
         probe: The solved head.
         recipe: What a person set.
@@ -140,253 +108,260 @@ def lp_ft(
             them.
         run: Identifies data, settings and seed.
 
+    Returns:
+        The model that ships, and what is to be said about it.
+
     Raises:
-        TrainingError: If the loss stops being a number at the chosen rate.
+        TrainingError: If the loss stops being a number at the chosen rate, or a way does not fit the backbone.
     """
     objective = data.objective
-    flip = _Flip(False, None)
+    model, backbone = build()
+    flip = Flip(False, None)
     if recipe.augment and data.train.kind == "image":
         flip = flip_is_safe(backbone, data, recipe)
-    ways = {"image": augmentation(flip=flip.safe), "audio": augment_spectrogram}
-    vary = ways.get(data.train.kind) if recipe.augment else None
-    is_text = data.train.kind == "text"
-    train_lengths = text_lengths(data.train) if is_text else None
-    validation_lengths = text_lengths(data.validation) if is_text else None
-
-    def batches(source: Source, rows: Labels, lengths: Labels | None) -> Batches:
-        return Batches(source, rows, data.prepare, recipe.batch_size, recipe.seed, vary, lengths)
-
-    trainer = Trainer(model, objective)
-    untouched = trainer.state()
-    set_head(model, *_starting_head(data, probe, np.arange(len(data.train.labels))))
-    start = trainer.state()
-    everything = batches(data.train, np.arange(len(data.train.labels)), train_lengths)
-    # Like lengths side by side waste no time on padding; the order changes no mean.
-    by_length = (
-        np.arange(len(data.validation.labels))
-        if validation_lengths is None
-        else np.argsort(validation_lengths, kind="stable")
+    changes = {"image": augmentation(flip=flip.safe), "audio": augment_spectrogram}
+    vary = changes.get(data.train.kind) if recipe.augment else None
+    course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run)
+    searches = isinstance(recipe.learning_rate, str)
+    pilots: dict[str, list[Pilot]] = {}
+    if searches or len(ways) > 1:
+        for number, way in enumerate(ways):
+            if number:
+                model, backbone = build()
+            rates = way.rates if isinstance(recipe.learning_rate, str) else (recipe.learning_rate,)
+            pilots[way.name] = course.run_pilots(_Runner(way, model, course), rates)
+    way = choose_way(ways, pilots)
+    rate = choose_rate(pilots[way.name]) if way.name in pilots else float(recipe.learning_rate)
+    if len(ways) > 1:
+        log.info("%s did best in its pilots and gets the whole run", way.name)
+        model, backbone = build()
+    runner = _Runner(way, model, course)
+    history = course.run(runner, rate)
+    tuned_logits = runner.trainer.logits(course.judged.in_order())
+    verdict = compare(
+        probe.logits(data.validation_features[course.judged.rows]),
+        tuned_logits,
+        course.judged_labels,
+        objective,
+        surely=len(ways) > 1,
     )
-    judged = batches(data.validation, by_length, None)
-    judged_labels = data.validation.labels[by_length]
-
-    pilots: list[Pilot] = []
-    if isinstance(recipe.learning_rate, float):
-        rate = recipe.learning_rate
-    else:
-        pilots = _run_pilots(
-            trainer,
-            data,
-            probe,
-            start=start,
-            everything=everything,
-            judged=judged,
-            lengths=train_lengths,
-            plan_steps=recipe.epochs * everything.steps_per_epoch,
-            scratch=scratch,
-            run=run,
-        )
-        rate = choose_rate(pilots)
-    trainer.restore(start)
-
-    steps = everything.steps_per_epoch
-    plan = _plan(recipe.epochs, steps, rate, recipe.patience_epochs)
-    per_epoch = min(len(everything.rows), steps * recipe.batch_size)
-    noun = {"text": "texts", "image": "images"}.get(data.train.kind, "recordings")
-    progress = Progress(log, "fine-tuning", recipe.epochs * per_epoch, noun)
-    history = train(
-        trainer,
-        plan,
-        everything.training,
-        lambda: objective.score(trainer.logits(judged.in_order()), judged_labels),
-        checkpoint=Checkpoint(scratch / "finetune.npz", run),
-        on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
-    )
-    tuned_logits = trainer.logits(judged.in_order())
-    verdict = compare(probe.logits(data.validation_features[by_length]), tuned_logits, judged_labels, objective)
     if not verdict.prefers_tuned:
-        trainer.restore(untouched)
+        runner.trainer.restore(runner.untouched)
     facts = {
         "learning_rate": rate,
-        "learning_rate_chosen_by": "pilot runs" if pilots else "settings",
-        "pilots": [asdict(pilot) for pilot in pilots],
+        "learning_rate_chosen_by": "pilot runs" if searches else "settings",
+        "pilots": [asdict(pilot) for pilot in pilots.get(way.name, [])],
         "augmentation": {
-            "used": vary is not None,
+            "used": course.vary is not None,
             "flip": flip.safe,
             "chirality": flip.chirality,
             "chirality_limit": CHIRALITY_LIMIT,
         },
         "optimizer": "AdamW",
-        "steps_per_epoch": steps,
+        "steps_per_epoch": course.everything.steps_per_epoch,
+        "trained_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
         "history": [asdict(epoch) for epoch in history.epochs],
         "best_epoch": history.best_epoch,
         "lowest_epoch": history.lowest_epoch,
         "comparison": asdict(verdict),
     }
-    why = verdict.sentence(history.best_epoch, objective)
-    return Tuned("lp_ft" if verdict.prefers_tuned else "probe", why, facts, history)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The probe against the fine-tuned model on the same validation examples.
-
-    Attributes:
-        probe_log_loss: As `scores.Score.refined_log_loss`.
-        tuned_log_loss: As `scores.Score.refined_log_loss`.
-        gained: Examples that the fine-tuned model answers better, see `Objective.gained_and_lost`.
-        lost: Examples that the probe answers better.
-        examples: How many were compared.
-        prefers_tuned: Whether the fine-tuned model ships.
-    """
-
-    probe_log_loss: float
-    tuned_log_loss: float
-    gained: int
-    lost: int
-    examples: int
-    prefers_tuned: bool
-
-    def sentence(self, best_epoch: int, objective: Objective = CLASSES) -> str:
-        """Return the decision and its reasons in words."""
-        losses = (
-            f"refined validation {objective.loss_name} {self.tuned_log_loss:.4f} against the probe's "
-            f"{self.probe_log_loss:.4f}"
-        )
-        answers = objective.gains.format(gained=self.gained, lost=self.lost, examples=self.examples)
-        if self.prefers_tuned:
-            decision = "The fine-tuned model ships"
-        else:
-            decision = "The probe ships, validation does not prefer the fine-tuned model"
-        return f"{decision} (epoch {best_epoch}): {losses}, {answers}."
-
-
-def compare(
-    probe_logits: NDArray[np.floating],
-    tuned_logits: NDArray[np.floating],
-    labels: NDArray[Any],
-    objective: Objective = CLASSES,
-) -> Verdict:
-    """Judge the fine-tuned model against the probe on examples that trained neither.
-
-    The fine-tuned model is preferred if its loss is lower and it does not lose more answers than chance explains:
-    with g answers gained and l lost, at most sqrt(g + l) more lost than gained (one standard error of the paired
-    difference). The loss leads because it sees every example, where accuracy sees only the few that change sides.
-
-    Args:
-        probe_logits: Shape (N, K).
-        tuned_logits: Shape (N, K), same rows.
-        labels: Shape (N,) or (N, K).
-        objective: What the outputs are.
-    """
-    gained, lost = objective.gained_and_lost(probe_logits, tuned_logits, labels)
-    probe_loss, tuned_loss = (
-        float(objective.score(logits, labels).refined_log_loss) for logits in (probe_logits, tuned_logits)
+    competition = tuple(
+        {"strategy": name, "log_loss": min(_losses(runs), default=None), "pilots": [asdict(pilot) for pilot in runs]}
+        for name, runs in pilots.items()
     )
-    preferred = tuned_loss < probe_loss and lost - gained <= (gained + lost) ** 0.5
-    return Verdict(probe_loss, tuned_loss, gained, lost, len(labels), preferred)
+    why = verdict.sentence(history.best_epoch, objective)
+    if len(ways) > 1:
+        tried = ", ".join(
+            f"{row['strategy']} {row['log_loss']:.4f}" if row["log_loss"] is not None else f"{row['strategy']} diverged"
+            for row in competition
+        )
+        why = f"{why} Of the strategies tried in short runs {way.name} was best (held-out loss: {tried})."
+    shipped = way.name if verdict.prefers_tuned else "probe"
+    return model, Tuned(shipped, why, facts, history, competition if len(ways) > 1 else ())
 
 
-@dataclass(frozen=True)
-class Pilot:
-    """A short run at one rate, annealed to zero like the real one, and how it judged.
-
-    Attributes:
-        rate: Peak learning rate.
-        log_loss: What decides: the mean of the losses of each kind of held-out data; None if training diverged.
-        validation_log_loss: On the validation split; None if training diverged.
-        held_out_log_loss: On training examples kept out of the pilot; None if the validation split is large enough
-            alone.
-    """
-
-    rate: float
-    log_loss: float | None
-    validation_log_loss: float | None
-    held_out_log_loss: float | None
-
-
-def choose_rate(pilots: list[Pilot]) -> float:
-    """Return the rate with the lowest log loss; the lower rate of two equal ones.
+def choose_way(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> Way:
+    """Return the way whose best pilot has the lowest loss; the earlier of two equal ones.
 
     Raises:
-        TrainingError: If every pilot diverged.
+        TrainingError: If every pilot of every way diverged.
     """
-    finished = [(pilot.log_loss, pilot.rate) for pilot in pilots if pilot.log_loss is not None]
+    if len(ways) == 1:
+        return ways[0]
+    finished = [way for way in ways if _losses(pilots[way.name])]
     if not finished:
-        tried = ", ".join(f"{pilot.rate:g}" for pilot in pilots)
-        raise TrainingError(
-            f"the loss stopped being a number at every learning rate that was tried ({tried}). "
-            "Check the data for examples that are not what they should be, or set finetune.strategy: probe."
-        )
-    return min(finished)[1]
+        choose_rate([pilot for runs in pilots.values() for pilot in runs])  # names the rates in its error
+    return min(finished, key=lambda way: min(_losses(pilots[way.name])))
 
 
-def next_rate(pilots: list[Pilot]) -> float | None:
-    """Return the rate to try next, walking from `FIRST_RATE` downhill; None when both neighbours are worse.
+def _losses(pilots: list[Pilot]) -> list[float]:
+    return [pilot.log_loss for pilot in pilots if pilot.log_loss is not None]
 
-    The loss is taken to have one valley over the rates, so three or four pilots find its bottom among five rates.
+
+def enable_lora(model: keras.Model, rank: int) -> None:
+    """Freeze the backbone inside `model` and give its attention layers LoRA matrices of `rank`, which leave the head.
+
+    Saving the model's weights stores each kernel with its matrices merged in, so a plain model loads them.
+
+    Raises:
+        TrainingError: If the backbone has no attention layers.
     """
-    if not pilots:
-        return FIRST_RATE
-    losses = {pilot.rate: float("inf") if pilot.log_loss is None else pilot.log_loss for pilot in pilots}
-    best = RATES.index(min(losses, key=lambda rate: (losses[rate], rate)))
-    for neighbour in (best + 1, best - 1):
-        if 0 <= neighbour < len(RATES) and RATES[neighbour] not in losses:
-            return RATES[neighbour]
-    return None
+    backbone = kerashub_backbone(model)
+    if backbone is not None:
+        backbone.enable_lora(rank)
+    if backbone is None or not any(getattr(layer, "lora_enabled", False) for layer in model._flatten_layers()):
+        raise TrainingError(
+            "finetune.strategy: lora needs a backbone with attention (a transformer), such as one for texts; this one "
+            f"({'unknown' if backbone is None else type(backbone).__name__}) has none. "
+            "Use auto, lp_ft, gradual, full or probe."
+        )
 
 
-def _run_pilots(
-    trainer: Trainer,
-    data: Data,
-    probe: Probe,
-    *,
-    start: State,
-    everything: Batches,
-    judged: Batches,
-    lengths: Labels | None,
-    plan_steps: int,
-    scratch: Path,
-    run: str,
-) -> list[Pilot]:
-    """Run pilots until `next_rate` has none left; results are kept in `scratch` for a search that is interrupted."""
-    held_out = np.array([], np.int64)
-    head = None
-    if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS:
-        fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS)
-        held_out, rest = np.flatnonzero(fold_of == JUDGING_FOLD), np.flatnonzero(fold_of != JUDGING_FOLD)
-        # A head that has never seen the rows that judge.
-        head = _starting_head(data, probe, rest)
-        everything = everything.of(rest)
-    judges = [(judged, data.validation.labels[judged.rows])]
-    if len(held_out):
-        held_out = held_out if lengths is None else held_out[np.argsort(lengths[held_out], kind="stable")]
-        judges.append((everything.of(held_out), data.train.labels[held_out]))
-    steps = max(1, min(PILOT_STEPS_MOST, round(PILOT_FRACTION * plan_steps)))
-    file = scratch / "pilots.json"
-    kept = read_json(file) if file.exists() else {}
-    pilots = [Pilot(**pilot) for pilot in kept["pilots"]] if kept.get("run") == run else []
-    while (rate := next_rate(pilots)) is not None:
-        trainer.restore(start)
-        if head is not None:
-            set_head(trainer.model, *head)
-        progress = Progress(log, f"trying learning rate {rate:g}", steps * everything.batch_size, "examples")
-        pilots.append(_pilot(trainer, _plan(1, steps, rate, 1), everything, judges, progress))
-        if (loss := pilots[-1].log_loss) is not None:
-            log.info("learning rate %g: held-out %s %.4f", rate, data.objective.loss_name, loss)
-        write_json(file, {"run": run, "pilots": [asdict(pilot) for pilot in pilots]})
-    return pilots
+def has_attention(model: keras.Model) -> bool:
+    """Return whether the backbone inside `model` has layers that LoRA can be added to."""
+    backbone = kerashub_backbone(model)
+    if backbone is None:
+        return False
+    names = set(backbone.default_lora_layer_names())
+    return any(layer.name in names and hasattr(layer, "enable_lora") for layer in backbone._flatten_layers())
 
 
-def _starting_head(data: Data, probe: Probe, rows: Labels) -> tuple[Features, Features]:
-    """Return kernel (D, K) and bias (K,) that fine-tuning on `rows` starts from."""
-    features, labels = data.train_features[rows], data.train.labels[rows]
-    penalty = START_PENALTY_FACTOR * probe.penalty
-    return refit_probe(features, labels, classes=data.classes, penalty=penalty, objective=data.objective)
+def kerashub_backbone(model: keras.Model) -> Any:
+    """Return the KerasHub backbone inside `model`, or None."""
+    import keras_hub
+
+    inside = (layer for layer in model._flatten_layers() if isinstance(layer, keras_hub.models.Backbone))
+    return next(inside, None)
+
+
+class _Course:
+    """The batches that all ways learn from and are judged by, and the runs over them."""
+
+    def __init__(
+        self,
+        data: Data,
+        probe: Probe,
+        recipe: Recipe,
+        *,
+        vary: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
+        scratch: Path,
+        run: str,
+    ) -> None:
+        self.data, self.probe, self.recipe, self.vary = data, probe, recipe, vary
+        self._scratch, self._run = scratch, run
+        is_text = data.train.kind == "text"
+        self._lengths = text_lengths(data.train) if is_text else None
+        # Like lengths side by side waste no time on padding; the order changes no mean.
+        by_length = (
+            np.argsort(text_lengths(data.validation), kind="stable")
+            if is_text
+            else np.arange(len(data.validation.labels))
+        )
+        self.everything = self._batches(data.train, np.arange(len(data.train.labels)), self._lengths)
+        self.judged = self._batches(data.validation, by_length, None)
+        self.judged_labels = data.validation.labels[by_length]
+
+    def _batches(self, source: Source, rows: Labels, lengths: Labels | None) -> Batches:
+        recipe = self.recipe
+        return Batches(source, rows, self.data.prepare, recipe.batch_size, recipe.seed, self.vary, lengths)
+
+    def plan(self, runner: "_Runner", epochs: int, steps_per_epoch: int, rate: float, patience_epochs: int) -> Plan:
+        total = epochs * steps_per_epoch
+        warmup = max(1, round(WARMUP_FRACTION * total))
+        return Plan(epochs, steps_per_epoch, rate, warmup, patience_epochs, runner.unfreezing(total))
+
+    def run(self, runner: "_Runner", rate: float) -> History:
+        """Give `runner` the whole run at peak rate `rate`."""
+        recipe, everything, trainer = self.recipe, self.everything, runner.trainer
+        runner.begin(np.arange(len(self.data.train.labels)))
+        per_epoch = min(len(everything.rows), everything.steps_per_epoch * recipe.batch_size)
+        noun = {"text": "texts", "image": "images"}.get(self.data.train.kind, "recordings")
+        progress = Progress(log, f"fine-tuning ({runner.way.name})", recipe.epochs * per_epoch, noun)
+        return train(
+            trainer,
+            self.plan(runner, recipe.epochs, everything.steps_per_epoch, rate, recipe.patience_epochs),
+            everything.training,
+            lambda: self.data.objective.score(trainer.logits(self.judged.in_order()), self.judged_labels),
+            checkpoint=Checkpoint(self._scratch / CHECKPOINT, f"{self._run}/{runner.way.name}"),
+            on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
+        )
+
+    def run_pilots(self, runner: "_Runner", rates: tuple[float, ...]) -> list[Pilot]:
+        """Run pilots until `next_rate` has none left; results are kept in scratch for a search that is interrupted."""
+        data, everything = self.data, self.everything
+        held_out = np.array([], np.int64)
+        learned = np.arange(len(data.train.labels))
+        if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS:
+            fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS)
+            held_out, learned = np.flatnonzero(fold_of == JUDGING_FOLD), np.flatnonzero(fold_of != JUDGING_FOLD)
+            everything = everything.of(learned)
+        judges = [(self.judged, self.judged_labels)]
+        if len(held_out):
+            lengths = self._lengths
+            held_out = held_out if lengths is None else held_out[np.argsort(lengths[held_out], kind="stable")]
+            judges.append((everything.of(held_out), data.train.labels[held_out]))
+        whole = self.recipe.epochs * self.everything.steps_per_epoch
+        steps = max(1, min(PILOT_STEPS_MOST, round(PILOT_FRACTION * whole)))
+        file = self._scratch / PILOTS
+        kept = read_json(file) if file.exists() else {}
+        known = kept["pilots"] if kept.get("run") == self._run else {}
+        pilots = [Pilot(**pilot) for pilot in known.get(runner.way.name, [])]
+        while (rate := next_rate(pilots, rates)) is not None:
+            # A head that has never seen the rows that judge.
+            runner.begin(learned)
+            name = f"{runner.way.name} at learning rate {rate:g}"
+            progress = Progress(log, f"trying {name}", steps * everything.batch_size, "examples")
+            checkpoint = Checkpoint(self._scratch / PILOT_CHECKPOINT, f"{self._run}/{name}")
+            plan = self.plan(runner, 1, steps, rate, 1)
+            pilots.append(_pilot(runner.trainer, plan, everything, judges, progress=progress, checkpoint=checkpoint))
+            if (loss := pilots[-1].log_loss) is not None:
+                log.info("%s: held-out %s %.4f", name, data.objective.loss_name, loss)
+            known[runner.way.name] = [asdict(pilot) for pilot in pilots]
+            write_json(file, {"run": self._run, "pilots": known})
+        return pilots
+
+
+class _Runner:
+    """A model set up for one way, which can begin again and again."""
+
+    def __init__(self, way: Way, model: keras.Model, course: _Course) -> None:
+        self.way = way
+        self._course = course
+        if way.lora_rank:
+            enable_lora(model, way.lora_rank)
+        self.trainer = Trainer(model, course.data.objective)
+        if not (way.gradual or way.lora_rank):
+            self.trainer.multipliers.assign(decayed_multipliers(levels(model, LEVELS), course.recipe.layer_decay))
+        self.untouched = self.trainer.state()
+
+    def begin(self, rows: Labels) -> None:
+        """Set everything back, with the head that learning from `rows` of the training data starts from."""
+        course = self._course
+        self.trainer.restore(self.untouched)
+        model = self.trainer.model
+        if self.way.head == "zero":
+            set_head(model, *(np.zeros_like(part) for part in get_head(model)))
+            return
+        features, labels = course.data.train_features[rows], course.data.train.labels[rows]
+        penalty = START_PENALTY_FACTOR * course.probe.penalty
+        head = refit_probe(
+            features, labels, classes=course.data.classes, penalty=penalty, objective=course.data.objective
+        )
+        set_head(model, *head)
+
+    def unfreezing(self, total_steps: int) -> Callable[[int], NDArray[np.float32]] | None:
+        """Return which weights learn when, in a run of `total_steps`; None if all do at any time."""
+        return gradual_multipliers(levels(self.trainer.model, GROUPS), total_steps) if self.way.gradual else None
 
 
 def _pilot(
-    trainer: Trainer, plan: Plan, batches: Batches, judges: list[tuple[Batches, Labels]], progress: Progress
+    trainer: Trainer,
+    plan: Plan,
+    batches: Batches,
+    judges: list[tuple[Batches, Labels]],
+    *,
+    progress: Progress,
+    checkpoint: Checkpoint,
 ) -> Pilot:
     """Train by `plan` and judge; a loss that is not a number is an answer here, not an error."""
     scores: list[Score] = []
@@ -399,74 +374,15 @@ def _pilot(
         train(
             trainer,
             plan,
-            lambda _: batches.training_steps(plan.total_steps),
+            lambda _, taken: batches.training_steps(plan.total_steps, taken),
             validate,
+            checkpoint=checkpoint,
             on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
         )
     except Diverged as error:
         log.info("learning rate %g is too high: %s", plan.peak_rate, error)
         return Pilot(plan.peak_rate, None, None, None)
+    if not scores:  # continued from a checkpoint of its very end
+        validate()
     losses = [judged.refined_log_loss for judged in scores]
     return Pilot(plan.peak_rate, sum(losses) / len(losses), losses[0], losses[1] if len(losses) > 1 else None)
-
-
-def _plan(epochs: int, steps_per_epoch: int, rate: float, patience_epochs: int) -> Plan:
-    warmup = max(1, round(WARMUP_FRACTION * epochs * steps_per_epoch))
-    return Plan(epochs, steps_per_epoch, rate, warmup, patience_epochs)
-
-
-@dataclass(frozen=True)
-class _Flip:
-    """Whether mirror images are shown in training, and the evidence (None if nothing was measured)."""
-
-    safe: bool
-    chirality: float | None
-
-
-def flip_is_safe(backbone: keras.Model, data: Data, recipe: Recipe) -> _Flip:
-    """Decide from the training images whether mirroring keeps them what they are.
-
-    Mirrored photos of things are as likely as the photos themselves; mirrored digits, letters and arrows are not, and
-    may belong to another class. Where originals can be told from their mirror images (`chirality` above
-    `CHIRALITY_LIMIT`), images are not flipped. Costs one frozen forward pass over at most `CHIRALITY_SAMPLE` images.
-
-    Source: the question is that of Lin, Sun, Davis & Snavely, Visual Chirality, 2020 (arXiv:2006.09512).
-    """
-    rows = np.arange(
-        min(CHIRALITY_SAMPLE, len(data.train.labels))
-    )  # rows are in the order of content hashes: a random sample
-    forward = tf.function(lambda images: backbone(tf.reverse(images, [2]), training=False), reduce_retracing=True)
-    images = Batches(data.train, rows, data.prepare, recipe.batch_size, recipe.seed).in_order()
-    mirrored = np.concatenate([forward(batch).numpy() for batch, _ in images])
-    differences = data.train_features[rows] - mirrored
-    # Mirroring must keep every target what it is.
-    value = max(chirality(differences, group) for group in data.objective.groupings(data.train.labels[rows]))
-    safe = value <= CHIRALITY_LIMIT
-    log.info(
-        "images are told from their mirror images %.0f%% of the time (limit %.0f%%): training %s mirror images",
-        100 * value, 100 * CHIRALITY_LIMIT, "uses" if safe else "does not use",
-    )  # fmt: skip
-    return _Flip(safe, value)
-
-
-def chirality(differences: Features, labels: Labels) -> float:
-    """Return how often the original of a pair (image, mirror image) is recognised, in [0, 1]; 0.5 is guessing.
-
-    Each pair is judged by the mean difference of the other folds' pairs of its class: by class, because arrows to the
-    left and arrows to the right make up a symmetric set in which no arrow may be mirrored.
-
-    Args:
-        differences: Features of the image minus features of its mirror image, float32, shape (N, D).
-        labels: Shape (N,).
-    """
-    deviations = differences.std(axis=0)
-    scaled = differences / np.where(deviations > 1e-6, deviations, 1.0)
-    fold_of = assign_folds(labels, CHIRALITY_FOLDS)
-    votes: list[NDArray[np.bool_]] = []
-    for label in np.unique(labels):
-        for fold in range(CHIRALITY_FOLDS):
-            judged = (labels == label) & (fold_of == fold)
-            others = (labels == label) & (fold_of != fold)
-            if judged.any() and others.any():
-                votes.append(scaled[judged] @ scaled[others].mean(axis=0) > 0.0)
-    return float(np.concatenate(votes).mean()) if votes else 1.0

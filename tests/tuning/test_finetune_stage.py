@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_continues_to_the_same_bytes(paths, monkeypatch):
         patch.setattr(loop.Checkpoint, "save", save_and_die)
         with pytest.raises(Killed):
             tasks.finetune.run(settings, SEED, paths)
-    assert {file.name for file in (paths.root / "scratch").iterdir()} == {"finetune.npz", "pilots.json"}
+    assert {file.name for file in (paths.root / "scratch").iterdir()} == {"pilot.npz"}
     assert not paths.model.exists()
     tasks.finetune.run(settings, SEED, paths)
     assert made(paths) == whole

@@ -157,7 +157,7 @@ def test_a_run_killed_at_any_step_continues_to_the_same_bytes(tmp_path, steps):
 
     def run(file, *, killed_after=None):
         trainer = Trainer(small_network(dropout=0.4))
-        taken = []
+        taken: list[float] = []
 
         def kill(examples, loss):
             if len(taken) == killed_after:

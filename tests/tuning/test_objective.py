@@ -12,8 +12,8 @@ from regraft.tuning.objective import OBJECTIVES
 from regraft.tuning.probe import assign_folds, fit_probe
 from regraft.tuning.scores import label_losses, score_labels, score_values
 from regraft.tuning.solvers import Ridge, solve_labels
-from regraft.tuning.strategies import compare
 from regraft.tuning.target_scale import TargetScale
+from regraft.tuning.verdict import compare
 
 REAL, LABELS = OBJECTIVES["regression"], OBJECTIVES["multilabel"]
 
@@ -170,7 +170,7 @@ def test_reports_call_losses_and_measures_by_their_names():
 
 
 def test_a_place_in_a_picture_is_told_from_its_mirror_image_although_the_data_as_a_whole_are_symmetric():
-    from regraft.tuning.strategies import chirality
+    from regraft.tuning.mirrors import chirality
 
     generator = np.random.default_rng(0)
     places = generator.uniform(-1.0, 1.0, (400, 1)).astype(np.float32)

@@ -7,20 +7,19 @@ from keras import layers
 
 from regraft.errors import TrainingError
 from regraft.tuning.classifier import graft
+from regraft.tuning.mirrors import chirality
+from regraft.tuning.pilots import Pilot, choose_rate, next_rate
 from regraft.tuning.probe import fit_probe
-from regraft.tuning.strategies import (
-    FIRST_RATE,
-    RATES,
-    Data,
-    Pilot,
-    Recipe,
-    chirality,
-    choose_rate,
-    compare,
-    lp_ft,
-    next_rate,
-)
+from regraft.tuning.recipes import RATES, WAYS, Data, Recipe
+from regraft.tuning.strategies import fine_tune
+from regraft.tuning.verdict import compare
 from tests.tuning.sources import prepare_image, stripes
+
+MIDDLE = RATES[len(RATES) // 2]
+
+
+def lp_ft(model, network, data, probe, recipe, *, scratch, run):
+    return fine_tune((WAYS["lp_ft"],), lambda: (model, network), data, probe, recipe, scratch=scratch, run=run)[1]
 
 
 def pilot(rate, loss):
@@ -43,14 +42,14 @@ def test_the_search_finds_the_bottom_of_a_valley_wherever_it_lies(best):
 
 
 def test_the_search_stops_when_both_neighbours_are_worse():
-    tried, _ = walk(lambda rate: abs(np.log(rate / FIRST_RATE)))
+    tried, _ = walk(lambda rate: abs(np.log(rate / MIDDLE)))
     assert len(tried) == 3
 
 
 def test_a_rate_that_diverges_counts_as_worst():
-    tried, chosen = walk(lambda rate: None if rate >= FIRST_RATE else rate)
+    tried, chosen = walk(lambda rate: None if rate >= MIDDLE else rate)
     assert chosen == min(RATES)
-    assert max(tried) <= RATES[RATES.index(FIRST_RATE) + 1]
+    assert max(tried) <= RATES[RATES.index(MIDDLE) + 1]
 
 
 def test_when_every_rate_diverges_the_error_names_them():

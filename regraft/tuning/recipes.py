@@ -1,0 +1,111 @@
+"""What fine-tuning is given: the examples, what a person set, and the ways there are to do it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from regraft.tuning.batches import Source
+from regraft.tuning.objective import CLASSES, Objective
+from regraft.tuning.solvers import Features
+
+# Peak rates of AdamW worth trying, a factor of about three apart.
+RATES = (1.0e-5, 3.0e-5, 1.0e-4, 3.0e-4, 1.0e-3)
+# The few weights of LoRA begin at zero and bear steps ten times as long.
+LORA_RATES = (1.0e-4, 3.0e-4, 1.0e-3, 3.0e-3, 1.0e-2)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation examples with the frozen backbone's features of each.
+
+    Attributes:
+        train: Encoded images, recordings or texts, and labels.
+        validation: The same of the validation split.
+        train_features: float32, shape (N, D), in row order.
+        validation_features: float32, shape (M, D), in row order.
+        prepare: `Extractor.prepare`.
+        classes: K, the number of outputs.
+        objective: What training aims at; decides the shape of labels.
+    """
+
+    train: Source
+    validation: Source
+    train_features: Features
+    validation_features: Features
+    prepare: Callable[[tf.Tensor], Any]
+    classes: int
+    objective: Objective = CLASSES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a person sets for fine-tuning.
+
+    Attributes:
+        epochs: At most so many passes over the training data.
+        batch_size: Examples a step.
+        learning_rate: Peak rate, or "auto".
+        patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
+        augment: Whether training images and recordings are varied.
+        layer_decay: Rate of a layer over that of the layer above it, see `layers.decayed_multipliers`; in (0, 1].
+        seed: Decides order, augmentation and dropout.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float | str
+    patience_epochs: int
+    augment: bool
+    seed: int
+    layer_decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to fine-tune backbone and head.
+
+    Attributes:
+        name: The strategy, as settings call it.
+        head: What the head starts from: "solved" on the frozen features, or "zero".
+        gradual: Whether layers join from the top down, see `layers.gradual_multipliers`.
+        lora_rank: Of the matrices that learn in place of the attention's own; 0 for none.
+        rates: Peak rates worth trying, in rising order. The search begins in their middle and walks downhill.
+    """
+
+    name: str
+    head: Literal["solved", "zero"] = "solved"
+    gradual: bool = False
+    lora_rank: int = 0
+    rates: tuple[float, ...] = RATES
+
+
+WAYS = {
+    way.name: way
+    for way in (
+        # LP-FT of Kumar et al., 2022 (arXiv:2202.10054): a solved head keeps the first steps from tearing up features
+        # for the sake of a random one.
+        Way("lp_ft"),
+        # The plain recipe. A head of zeros, as BiT has it (Kolesnikov et al., 2020, arXiv:1912.11370), is no worse than
+        # a random one and needs no seed.
+        Way("full", head="zero"),
+        Way("gradual", gradual=True),
+        # Hu et al., 2021 (arXiv:2106.09685), on queries and values.
+        Way("lora", lora_rank=8, rates=LORA_RATES),
+    )
+}
+
+
+def competitors(kind: str, *, has_attention: bool) -> tuple[Way, ...]:
+    """Return the ways that `strategy: auto` tries out, besides the probe.
+
+    `full` is left out: it differs from `lp_ft` in its head alone, and begins with a worse one.
+
+    Args:
+        kind: "image", "text" or "audio".
+        has_attention: Whether the backbone takes LoRA.
+    """
+    if kind == "text" and has_attention:
+        return (WAYS["lp_ft"], WAYS["lora"])
+    return (WAYS["lp_ft"], WAYS["gradual"])

@@ -1,0 +1,41 @@
+"""Which rate each layer gets."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from regraft.tuning.layers import GROUP_DECAY, GROUPS, decayed_multipliers, gradual_multipliers, levels
+
+
+def tower(depth):
+    """`depth` dense layers, nested in a model as a backbone is, and a head."""
+    inner = keras.Sequential([keras.Input((3,)), *(layers.Dense(3) for _ in range(depth))], name="backbone")
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, layers.Dense(2, name="head")(inner(inputs)))
+
+
+def test_levels_rise_from_the_input_to_the_head_and_a_kernel_stands_with_its_bias():
+    assert levels(tower(3), most=12) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_many_layers_share_few_levels_evenly_and_the_head_has_its_own():
+    assert levels(tower(8), most=4)[::2] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+
+
+def test_frozen_layers_have_no_level():
+    model = tower(3)
+    model.get_layer("backbone").layers[0].trainable = False
+    assert levels(model, most=12) == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_rate_falls_by_the_decay_from_level_to_level():
+    np.testing.assert_allclose(decayed_multipliers([0, 1, 2], 0.5), [0.25, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(("step", "learning"), [(0, 1), (19, 1), (20, 2), (40, 3), (60, 4), (80, 5), (199, 5)])
+def test_layers_join_from_the_top_down_until_half_of_training_is_over(step, learning):
+    heights = [0, 1, 2, 3, 4]  # four groups and the head
+    multipliers = gradual_multipliers(heights, 200)(step)
+    expected = [GROUP_DECAY ** (GROUPS - height) if height > GROUPS - learning else 0.0 for height in heights]
+    np.testing.assert_allclose(multipliers, expected, rtol=1e-6)
