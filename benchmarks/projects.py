@@ -31,12 +31,12 @@ class Project:
         return json.loads((self.root / "reports" / name).read_text("utf-8"))
 
     def change(self, setting: str, value: Any) -> None:
-        """Set e.g. `finetune.epochs` in params.yaml."""
+        """Set e.g. `finetune.epochs`, or `seed`, in params.yaml."""
         yaml = YAML()
         path = self.root / "params.yaml"
         settings = yaml.load(path.read_text("utf-8"))
-        section, _, key = setting.partition(".")
-        settings[section][key] = value
+        *section, key = setting.split(".")
+        (settings[section[0]] if section else settings)[key] = value
         with path.open("w", encoding="utf-8") as file:
             yaml.dump(settings, file)
 

@@ -1,6 +1,6 @@
 """A few training examples a class, validation and test kept whole: the same few for every system that is compared.
 
-python -m benchmarks.peers.subsample SOURCE DESTINATION --per-class N [--seed S]
+python -m benchmarks.subsample SOURCE DESTINATION --per-class N [--seed S]
 
 SOURCE is a folder holding train/ and test/ (validation/ or val/ if there is one): class folders of files, or train.csv
 and test.csv with a column of classes. DESTINATION becomes a source of the same layout.

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from benchmarks.peers.subsample import choose, subsample_folder, subsample_table
+from benchmarks.subsample import choose, subsample_folder, subsample_table
 
 KEYS = [f"{number}.png" for number in range(30)]
 LABELS = ["cat" if number < 20 else "dog" for number in range(30)]
