@@ -99,8 +99,8 @@ class EmbedSettings(Section):
 class FinetuneSettings(Section):
     """How the grafted model is trained."""
 
-    strategy: Literal["probe", "lp_ft", "full", "gradual", "lora", "auto"] = "lp_ft"
-    epochs: Annotated[int, Field(ge=1)] = 4
+    strategy: Literal["probe", "lp_ft", "full", "gradual", "lora", "contrastive", "auto"] = "lp_ft"
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0.0, le=1.0)] = "auto"
     patience_epochs: Annotated[int, Field(ge=1)] = 2

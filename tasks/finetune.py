@@ -24,7 +24,7 @@ from regraft.tuning.batches import Source
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
 from regraft.tuning.objective import OBJECTIVES
 from regraft.tuning.probe import Probe, fit_probe
-from regraft.tuning.recipes import WAYS, Data, Recipe, competitors
+from regraft.tuning.recipes import WAYS, Data, Recipe, competitors, epochs_for
 from regraft.tuning.solvers import Features
 from regraft.tuning.strategies import CHECKPOINT, PILOT_CHECKPOINT, PILOTS, fine_tune, has_attention, probe_only
 from regraft.tuning.target_scale import Relabelled, TargetScale
@@ -88,7 +88,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     else:
         scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
         recipe = Recipe(
-            epochs=finetune.epochs,
+            epochs=epochs_for(len(train), finetune.batch_size) if finetune.epochs == "auto" else finetune.epochs,
             batch_size=finetune.batch_size,
             learning_rate=finetune.learning_rate,
             patience_epochs=finetune.patience_epochs,
@@ -101,7 +101,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
         )
         if finetune.strategy == "auto":
-            ways = competitors(extractor.kind, has_attention=has_attention(model))
+            ways = competitors(data, has_attention=has_attention(model))
         else:
             ways = (WAYS[finetune.strategy],)
 

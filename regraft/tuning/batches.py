@@ -40,6 +40,7 @@ class Batches:
         seed: Decides order and augmentation, together with the epoch.
         augment: Maps (image, seed of shape (2,)) to an image in training batches; None leaves them alone.
         lengths: Length of every row of `source` (for texts: characters), to batch like with like; None mixes freely.
+        in_pairs: Whether training batches are made of pairs of rows of one class, see `paired_order`.
     """
 
     source: Source
@@ -49,6 +50,7 @@ class Batches:
     seed: int
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
     lengths: Rows | None = None
+    in_pairs: bool = False
 
     def of(self, rows: Rows) -> "Batches":
         """Return the same for other rows of the same source."""
@@ -64,7 +66,10 @@ class Batches:
 
         They are `steps_per_epoch`, or the rest of them after the first `taken`.
         """
-        order = epoch_order(self.rows, self.batch_size, seed=self.seed, epoch=epoch, lengths=self.lengths)
+        if self.in_pairs:
+            order = paired_order(self.rows, self.source.labels, self.batch_size, seed=self.seed, epoch=epoch)
+        else:
+            order = epoch_order(self.rows, self.batch_size, seed=self.seed, epoch=epoch, lengths=self.lengths)
         return self._batches(order[taken * self.batch_size :], epoch=epoch)
 
     def training_steps(self, steps: int, taken: int = 0) -> tf.data.Dataset:
@@ -145,6 +150,26 @@ def epoch_order(rows: Rows, batch_size: int, *, seed: int, epoch: int, lengths: 
     in_runs = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
     batches = in_runs.reshape(-1, batch_size)
     return batches[generator.permutation(len(batches))].reshape(-1)
+
+
+def paired_order(rows: Rows, labels: NDArray[Any], batch_size: int, *, seed: int, epoch: int) -> Rows:
+    """Return the rows of one training epoch so that rows 0 and 1, 2 and 3, ... are of one class, cut to whole batches.
+
+    A class with an odd number of rows meets one of them twice. A pure function of its arguments, like `epoch_order`.
+
+    Args:
+        rows: Shape (N,).
+        labels: The class of every row of the source (indexed by row number).
+        batch_size: With fewer rows than this, all of them make the only batch.
+        seed: Of the run.
+        epoch: Counts from 1.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    shuffled = generator.permutation(rows)
+    of_class = [shuffled[labels[shuffled] == label] for label in np.unique(labels[rows])]
+    pairs = np.concatenate([np.append(held, held[: len(held) % 2]).reshape(-1, 2) for held in of_class])
+    order = pairs[generator.permutation(len(pairs))].reshape(-1)
+    return order[: max(1, len(rows) // batch_size) * batch_size]
 
 
 def text_lengths(source: Source, *, rows_at_once: int = 1024) -> Rows:

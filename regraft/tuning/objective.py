@@ -127,6 +127,31 @@ class Classes(Objective):
         return int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
 
 
+class Likeness(Classes):
+    """Classes, learned from pairs: outputs of a step are features, and those of one class are to point the same way.
+
+    The loss is SetFit's squared error of the cosine of two texts, 1 for the same class and 0 for two, over all pairs of
+    a batch; both kinds of pairs weigh the same, however many there are. Source: Tunstall et al., 2022, section 3
+    (arXiv:2209.11055).
+    """
+
+    loss_name = "log loss"
+
+    def training_loss(self) -> Callable[[Any, Any], Any]:
+        import tensorflow as tf
+
+        def loss(labels: Any, features: Any) -> Any:
+            directions = tf.math.l2_normalize(tf.cast(features, tf.float32), axis=1)
+            cosines = tf.matmul(directions, directions, transpose_b=True)
+            same = tf.cast(labels[:, None] == labels[None, :], tf.float32)
+            other, pair = 1.0 - same, 1.0 - tf.eye(tf.shape(labels)[0])
+            alike = tf.math.divide_no_nan(tf.reduce_sum(same * pair * (1.0 - cosines) ** 2), tf.reduce_sum(same * pair))
+            apart = tf.math.divide_no_nan(tf.reduce_sum(other * cosines**2), tf.reduce_sum(other))
+            return 0.5 * (alike + apart)
+
+        return loss
+
+
 class LabelSets(Objective):
     """Any of K labels at once: labels are 0 or 1, float32 (N, K), outputs are logits of each, the loss its log loss."""
 
@@ -207,4 +232,5 @@ class RealValues(Objective):
 
 
 CLASSES = Classes()
+LIKENESS = Likeness()
 OBJECTIVES: dict[str, Objective] = {objective.task: objective for objective in (CLASSES, LabelSets(), RealValues())}

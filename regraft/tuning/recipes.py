@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from regraft.data.targets import CLASSIFICATION
 from regraft.tuning.batches import Source
 from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.solvers import Features
@@ -71,6 +72,8 @@ class Way:
         head: What the head starts from: "solved" on the frozen features, or "zero".
         gradual: Whether layers join from the top down, see `layers.gradual_multipliers`.
         lora_rank: Of the matrices that learn in place of the attention's own; 0 for none.
+        contrastive: Whether the backbone learns from pairs which examples are alike, see `objective.Likeness`, and the
+            head is solved anew on its features.
         rates: Peak rates worth trying, in rising order. The search begins in their middle and walks downhill.
     """
 
@@ -78,6 +81,7 @@ class Way:
     head: Literal["solved", "zero"] = "solved"
     gradual: bool = False
     lora_rank: int = 0
+    contrastive: bool = False
     rates: tuple[float, ...] = RATES
 
 
@@ -93,19 +97,43 @@ WAYS = {
         Way("gradual", gradual=True),
         # Hu et al., 2021 (arXiv:2106.09685), on queries and values.
         Way("lora", lora_rank=8, rates=LORA_RATES),
+        # SetFit, for few texts a class.
+        Way("contrastive", contrastive=True),
     )
 }
 
 
-def competitors(kind: str, *, has_attention: bool) -> tuple[Way, ...]:
+FEW_A_CLASS = 64
+LEAST_STEPS = 200
+FEWEST_EPOCHS, MOST_EPOCHS = 4, 20
+
+
+def epochs_for(examples: int, batch_size: int) -> int:
+    """Return how many epochs `epochs: auto` allows: enough for `LEAST_STEPS` steps, from 4 to 20.
+
+    As in BiT-HyperRule (arXiv:1912.11370) steps are what counts: few examples need more passes to come as far.
+    """
+    steps = max(1, examples // batch_size)
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-LEAST_STEPS // steps)))
+
+
+def fits(way: Way, data: Data) -> bool:
+    """Return whether `way` can learn from `data`; the backbone may have its say besides."""
+    return not way.contrastive or (data.train.kind == "text" and data.objective.task == CLASSIFICATION)
+
+
+def competitors(data: Data, *, has_attention: bool) -> tuple[Way, ...]:
     """Return the ways that `strategy: auto` tries out, besides the probe.
 
     `full` is left out: it differs from `lp_ft` in its head alone, and begins with a worse one.
 
     Args:
-        kind: "image", "text" or "audio".
+        data: Decides by kind, task and examples a class.
         has_attention: Whether the backbone takes LoRA.
     """
-    if kind == "text" and has_attention:
+    few = len(data.train.labels) <= FEW_A_CLASS * data.classes
+    if few and fits(WAYS["contrastive"], data):
+        return (WAYS["lp_ft"], WAYS["contrastive"])
+    if has_attention:
         return (WAYS["lp_ft"], WAYS["lora"])
     return (WAYS["lp_ft"], WAYS["gradual"])

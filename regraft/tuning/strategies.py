@@ -7,7 +7,7 @@ if validation leaves no doubt that it is better than the probe.
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from regraft.tuning.classifier import get_head, set_head
 from regraft.tuning.layers import GROUPS, LEVELS, decayed_multipliers, gradual_multipliers, levels
 from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, train
 from regraft.tuning.mirrors import CHIRALITY_LIMIT, Flip, flip_is_safe
-from regraft.tuning.objective import CLASSES, Objective
+from regraft.tuning.objective import CLASSES, LIKENESS, Objective
 from regraft.tuning.pilots import Pilot, choose_rate, next_rate
 from regraft.tuning.probe import Probe, assign_folds, refit_probe
-from regraft.tuning.recipes import Data, Recipe, Way
+from regraft.tuning.recipes import Data, Recipe, Way, fits
 from regraft.tuning.scores import Score
-from regraft.tuning.solvers import Labels
+from regraft.tuning.solvers import Features, Labels
 from regraft.tuning.verdict import compare
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,12 @@ def fine_tune(
         TrainingError: If the loss stops being a number at the chosen rate, or a way does not fit the backbone.
     """
     objective = data.objective
+    for way in ways:
+        if not fits(way, data):
+            raise TrainingError(
+                f"finetune.strategy: {way.name} is for texts with one class each; this is {data.train.kind} with "
+                f"{objective.task}. Use auto, lp_ft, gradual, full or probe."
+            )
     model, backbone = build()
     flip = Flip(False, None)
     if recipe.augment and data.train.kind == "image":
@@ -129,15 +135,18 @@ def fine_tune(
             if number:
                 model, backbone = build()
             rates = way.rates if isinstance(recipe.learning_rate, str) else (recipe.learning_rate,)
-            pilots[way.name] = course.run_pilots(_Runner(way, model, course), rates)
+            runner = _Runner(way, model, backbone, course)
+            pilots[way.name] = course.run_pilots(runner, rates)
     way = choose_way(ways, pilots)
     rate = choose_rate(pilots[way.name]) if way.name in pilots else float(recipe.learning_rate)
     if len(ways) > 1:
         log.info("%s did best in its pilots and gets the whole run", way.name)
         model, backbone = build()
-    runner = _Runner(way, model, course)
+    if len(ways) > 1 or not pilots:  # else the runner of the pilots, which knows how the model was before them
+        runner = _Runner(way, model, backbone, course)
     history = course.run(runner, rate)
-    tuned_logits = runner.trainer.logits(course.judged.in_order())
+    runner.finish_head()
+    tuned_logits = runner.logits(course.judged)
     verdict = compare(
         probe.logits(data.validation_features[course.judged.rows]),
         tuned_logits,
@@ -146,7 +155,7 @@ def fine_tune(
         surely=len(ways) > 1,
     )
     if not verdict.prefers_tuned:
-        runner.trainer.restore(runner.untouched)
+        runner.reset()
     facts = {
         "learning_rate": rate,
         "learning_rate_chosen_by": "pilot runs" if searches else "settings",
@@ -280,8 +289,8 @@ class _Course:
         return train(
             trainer,
             self.plan(runner, recipe.epochs, everything.steps_per_epoch, rate, recipe.patience_epochs),
-            everything.training,
-            lambda: self.data.objective.score(trainer.logits(self.judged.in_order()), self.judged_labels),
+            runner.batches(everything).training,
+            lambda: runner.score(self.judged, self.judged_labels),
             checkpoint=Checkpoint(self._scratch / CHECKPOINT, f"{self._run}/{runner.way.name}"),
             on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
         )
@@ -313,7 +322,7 @@ class _Course:
             progress = Progress(log, f"trying {name}", steps * everything.batch_size, "examples")
             checkpoint = Checkpoint(self._scratch / PILOT_CHECKPOINT, f"{self._run}/{name}")
             plan = self.plan(runner, 1, steps, rate, 1)
-            pilots.append(_pilot(runner.trainer, plan, everything, judges, progress=progress, checkpoint=checkpoint))
+            pilots.append(_pilot(runner, plan, everything, judges, progress=progress, checkpoint=checkpoint))
             if (loss := pilots[-1].log_loss) is not None:
                 log.info("%s: held-out %s %.4f", name, data.objective.loss_name, loss)
             known[runner.way.name] = [asdict(pilot) for pilot in pilots]
@@ -324,30 +333,61 @@ class _Course:
 class _Runner:
     """A model set up for one way, which can begin again and again."""
 
-    def __init__(self, way: Way, model: keras.Model, course: _Course) -> None:
+    def __init__(self, way: Way, model: keras.Model, backbone: keras.Model, course: _Course) -> None:
         self.way = way
-        self._course = course
+        self._course, self._model = course, model
+        self._head = get_head(model)
+        self._rows = np.arange(len(course.data.train.labels))
         if way.lora_rank:
             enable_lora(model, way.lora_rank)
-        self.trainer = Trainer(model, course.data.objective)
+        learner = backbone if way.contrastive else model
+        self.trainer = Trainer(learner, LIKENESS if way.contrastive else course.data.objective)
         if not (way.gradual or way.lora_rank):
-            self.trainer.multipliers.assign(decayed_multipliers(levels(model, LEVELS), course.recipe.layer_decay))
-        self.untouched = self.trainer.state()
+            self.trainer.multipliers.assign(decayed_multipliers(levels(learner, LEVELS), course.recipe.layer_decay))
+        self._untouched = self.trainer.state()
+
+    def reset(self) -> None:
+        """Set everything back to the untouched backbone with the probe's head."""
+        self.trainer.restore(self._untouched)
+        set_head(self._model, *self._head)
 
     def begin(self, rows: Labels) -> None:
         """Set everything back, with the head that learning from `rows` of the training data starts from."""
-        course = self._course
-        self.trainer.restore(self.untouched)
-        model = self.trainer.model
+        self.reset()
+        self._rows = rows
         if self.way.head == "zero":
-            set_head(model, *(np.zeros_like(part) for part in get_head(model)))
-            return
-        features, labels = course.data.train_features[rows], course.data.train.labels[rows]
-        penalty = START_PENALTY_FACTOR * course.probe.penalty
-        head = refit_probe(
-            features, labels, classes=course.data.classes, penalty=penalty, objective=course.data.objective
-        )
-        set_head(model, *head)
+            set_head(self._model, *(np.zeros_like(part) for part in self._head))
+        elif not self.way.contrastive:
+            self._solve_head(self._course.data.train_features[rows], START_PENALTY_FACTOR * self._course.probe.penalty)
+
+    def batches(self, everything: Batches) -> Batches:
+        """Return the batches this way learns from."""
+        return replace(everything, in_pairs=True) if self.way.contrastive else everything
+
+    def finish_head(self) -> None:
+        """Solve the head on the features as they are now, if it did not learn with them."""
+        if self.way.contrastive:
+            batches = self._course.everything.of(self._rows)
+            self._solve_head(self.trainer.logits(batches.in_order()), self._course.probe.penalty)
+
+    def logits(self, batches: Batches) -> NDArray[np.float32]:
+        """Return the outputs of backbone and head for all rows of `batches`, float32, shape (N, K)."""
+        outputs = self.trainer.logits(batches.in_order())
+        if not self.way.contrastive:
+            return outputs
+        kernel, bias = get_head(self._model)
+        return outputs @ kernel + bias
+
+    def score(self, batches: Batches, labels: Labels) -> Score:
+        """Return the score of the model as it is now."""
+        self.finish_head()
+        return self._course.data.objective.score(self.logits(batches), labels)
+
+    def _solve_head(self, features: Features, penalty: float) -> None:
+        data = self._course.data
+        labels = data.train.labels[self._rows]
+        head = refit_probe(features, labels, classes=data.classes, penalty=penalty, objective=data.objective)
+        set_head(self._model, *head)
 
     def unfreezing(self, total_steps: int) -> Callable[[int], NDArray[np.float32]] | None:
         """Return which weights learn when, in a run of `total_steps`; None if all do at any time."""
@@ -355,7 +395,7 @@ class _Runner:
 
 
 def _pilot(
-    trainer: Trainer,
+    runner: _Runner,
     plan: Plan,
     batches: Batches,
     judges: list[tuple[Batches, Labels]],
@@ -367,14 +407,14 @@ def _pilot(
     scores: list[Score] = []
 
     def validate() -> Score:
-        scores.extend(trainer.objective.score(trainer.logits(judge.in_order()), labels) for judge, labels in judges)
+        scores.extend(runner.score(judge, labels) for judge, labels in judges)
         return scores[0]
 
     try:
         train(
-            trainer,
+            runner.trainer,
             plan,
-            lambda _, taken: batches.training_steps(plan.total_steps, taken),
+            lambda _, taken: runner.batches(batches).training_steps(plan.total_steps, taken),
             validate,
             checkpoint=checkpoint,
             on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),

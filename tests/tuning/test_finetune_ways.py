@@ -52,7 +52,14 @@ def always_ship(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "strategy"),
-    [("image", "full"), ("image", "gradual"), ("text", "full"), ("text", "gradual"), ("text", "lora")],
+    [
+        ("image", "full"),
+        ("image", "gradual"),
+        ("text", "full"),
+        ("text", "gradual"),
+        ("text", "lora"),
+        ("text", "contrastive"),
+    ],
 )
 def test_what_was_trained_is_what_is_stored_and_loaded(paths_of, monkeypatch, kind, strategy):
     always_ship(monkeypatch)
@@ -69,7 +76,8 @@ def test_what_was_trained_is_what_is_stored_and_loaded(paths_of, monkeypatch, ki
     tasks.finetune.run(settings(strategy), SEED, paths)
     classifier = load_classifier(paths.model, paths.backbones)
     assert classifier.shipped == strategy
-    outputs = classifier.model(next(iter(inputs(paths, kind))), training=False).numpy()
+    model = classifier.extractor.model if strategy == "contrastive" else classifier.model
+    outputs = model(next(iter(inputs(paths, kind))), training=False).numpy()
     np.testing.assert_allclose(outputs, trained["outputs"], atol=1e-5)
     untouched = build_extractor(paths.backbones, image_size_px=32).model.get_weights()
     assert any(
@@ -104,7 +112,12 @@ def test_lora_is_refused_for_a_backbone_without_attention(paths_of):
         tasks.finetune.run(settings("lora"), SEED, paths_of("image"))
 
 
-@pytest.mark.parametrize(("kind", "rivals"), [("image", ["lp_ft", "gradual"]), ("text", ["lp_ft", "lora"])])
+def test_contrastive_learning_is_refused_for_images(paths_of):
+    with pytest.raises(TrainingError, match=r"contrastive is for texts with one class each; this is image with class"):
+        tasks.finetune.run(settings("contrastive"), SEED, paths_of("image"))
+
+
+@pytest.mark.parametrize(("kind", "rivals"), [("image", ["lp_ft", "gradual"]), ("text", ["lp_ft", "contrastive"])])
 def test_auto_tries_what_fits_says_what_it_took_and_continues_to_the_same_bytes(paths_of, monkeypatch, kind, rivals):
     paths = paths_of(kind)
     chosen = settings("auto", learning_rate="auto")

@@ -160,12 +160,13 @@ def test_fine_tuning_that_helps_ships_and_its_rate_comes_from_pilots(tmp_path):
     assert accuracy > probe.validation.accuracy
 
 
-def test_fine_tuning_that_harms_leaves_the_probe_and_the_untouched_backbone(tmp_path):
+@pytest.mark.parametrize("rate", [0.01, "auto"])
+def test_fine_tuning_that_harms_leaves_the_probe_and_the_untouched_backbone(tmp_path, rate):
     network, model, data, probe = setting()
     before = [array.copy() for array in model.get_weights()]
     harmful = Data(data.train, data.validation, data.train_features, data.validation_features, prepare_image, 2)
     harmful.train.labels[:] = 1 - harmful.train.labels  # what is learned from here on is wrong
-    recipe = Recipe(**{**RECIPE.__dict__, "learning_rate": 0.01})
+    recipe = Recipe(**{**RECIPE.__dict__, "learning_rate": rate})
     tuned = lp_ft(model, network, harmful, probe, recipe, scratch=tmp_path, run="a")
     assert tuned.shipped == "probe"
     assert "does not prefer" in tuned.why
