@@ -26,12 +26,20 @@ from regraft.tuning.objective import OBJECTIVES
 from regraft.tuning.probe import Probe, fit_probe
 from regraft.tuning.recipes import WAYS, Data, Recipe, competitors, epochs_for
 from regraft.tuning.solvers import Features
-from regraft.tuning.strategies import CHECKPOINT, PILOT_CHECKPOINT, PILOTS, fine_tune, has_attention, probe_only
+from regraft.tuning.strategies import (
+    CHECKPOINT,
+    PILOT_CHECKPOINT,
+    PILOTS,
+    REHEARSALS,
+    fine_tune,
+    has_attention,
+    probe_only,
+)
 from regraft.tuning.target_scale import Relabelled, TargetScale
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = (CHECKPOINT, PILOT_CHECKPOINT, PILOTS)
+CHECKPOINTS = (CHECKPOINT, PILOT_CHECKPOINT, PILOTS, *REHEARSALS)
 
 
 def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:

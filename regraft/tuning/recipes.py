@@ -105,6 +105,8 @@ WAYS = {
 
 FEW_A_CLASS = 64
 LEAST_STEPS = 200
+JUDGING_FOLDS = 4
+ENOUGH_TO_DECIDE = 200
 FEWEST_EPOCHS, MOST_EPOCHS = 4, 20
 
 
@@ -115,6 +117,15 @@ def epochs_for(examples: int, batch_size: int) -> int:
     """
     steps = max(1, examples // batch_size)
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-LEAST_STEPS // steps)))
+
+
+def folds_to_judge(train: int, validation: int) -> int:
+    """Return how many of `JUDGING_FOLDS` folds of the training data help to decide between probe and fine-tuned model.
+
+    As many as it takes to have `ENOUGH_TO_DECIDE` examples with those of the validation split; none if that is enough.
+    """
+    lacking = max(0, ENOUGH_TO_DECIDE - validation)
+    return min(JUDGING_FOLDS, -(-lacking * JUDGING_FOLDS // max(1, train)))
 
 
 def fits(way: Way, data: Data) -> bool:

@@ -28,7 +28,7 @@ from regraft.tuning.mirrors import CHIRALITY_LIMIT, Flip, flip_is_safe
 from regraft.tuning.objective import CLASSES, LIKENESS, Objective
 from regraft.tuning.pilots import Pilot, choose_rate, next_rate
 from regraft.tuning.probe import Probe, assign_folds, refit_probe
-from regraft.tuning.recipes import Data, Recipe, Way, fits
+from regraft.tuning.recipes import JUDGING_FOLDS, Data, Recipe, Way, fits, folds_to_judge
 from regraft.tuning.scores import Score
 from regraft.tuning.solvers import Features, Labels
 from regraft.tuning.verdict import compare
@@ -49,8 +49,8 @@ START_PENALTY_FACTOR = 10.0
 # Below this many validation examples a quarter of the training data is held out of the pilots, to judge them as well.
 ENOUGH_TO_JUDGE_PILOTS = 500
 JUDGING_FOLD = 0
-JUDGING_FOLDS = 4
 CHECKPOINT, PILOT_CHECKPOINT, PILOTS = "finetune.npz", "pilot.npz", "pilots.json"
+REHEARSALS = tuple(f"rehearsal-{fold}.npz" for fold in range(JUDGING_FOLDS))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def fine_tune(
     """Fine-tune from the probe in the best of `ways`; go back to the probe unless validation prefers the result.
 
     With one way, the fine-tuned model ships if it is better on validation; with several, the probe ships unless there
-    is no doubt: see `verdict.compare`.
+    is no doubt: see `verdict.compare`. Then, if the validation split is small, folds of the training data have a say
+    too: both models are trained without the fold that judges them.
 
     Args:
         ways: To choose from; see `recipes.competitors`.
@@ -144,13 +145,15 @@ def fine_tune(
         model, backbone = build()
     if len(ways) > 1 or not pilots:  # else the runner of the pilots, which knows how the model was before them
         runner = _Runner(way, model, backbone, course)
+    evidence = course.rehearse(runner, rate) if len(ways) > 1 else []
     history = course.run(runner, rate)
     runner.finish_head()
-    tuned_logits = runner.logits(course.judged)
+    probe_logits = probe.logits(data.validation_features[course.judged.rows])
+    evidence.append(_Evidence(probe_logits, runner.logits(course.judged), course.judged_labels))
     verdict = compare(
-        probe.logits(data.validation_features[course.judged.rows]),
-        tuned_logits,
-        course.judged_labels,
+        np.concatenate([part.probe_logits for part in evidence]),
+        np.concatenate([part.tuned_logits for part in evidence]),
+        np.concatenate([part.labels for part in evidence]),
         objective,
         surely=len(ways) > 1,
     )
@@ -172,7 +175,7 @@ def fine_tune(
         "history": [asdict(epoch) for epoch in history.epochs],
         "best_epoch": history.best_epoch,
         "lowest_epoch": history.lowest_epoch,
-        "comparison": asdict(verdict),
+        "comparison": {**asdict(verdict), "cross_validation_folds": len(evidence) - 1},
     }
     competition = tuple(
         {"strategy": name, "log_loss": min(_losses(runs), default=None), "pilots": [asdict(pilot) for pilot in runs]}
@@ -243,6 +246,15 @@ def kerashub_backbone(model: keras.Model) -> Any:
     return next(inside, None)
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """What both models say of examples that trained neither: outputs (N, K) and labels (N,) or (N, K)."""
+
+    probe_logits: NDArray[np.float32]
+    tuned_logits: NDArray[np.float32]
+    labels: NDArray[Any]
+
+
 class _Course:
     """The batches that all ways learn from and are judged by, and the runs over them."""
 
@@ -294,6 +306,35 @@ class _Course:
             checkpoint=Checkpoint(self._scratch / CHECKPOINT, f"{self._run}/{runner.way.name}"),
             on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
         )
+
+    def rehearse(self, runner: "_Runner", rate: float) -> list["_Evidence"]:
+        """Make the whole run without a fold of the training data, and judge by it, as often as it takes to decide."""
+        data, recipe, trainer = self.data, self.recipe, runner.trainer
+        labels = data.train.labels
+        fold_of = assign_folds(data.objective.groupings(labels)[0], JUDGING_FOLDS)
+        evidence = []
+        for fold in range(folds_to_judge(len(labels), len(data.validation.labels))):
+            learned, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+            if not len(held_out):
+                continue
+            log.info("cross-validation, fold %d: training on %d, judging by %d", fold + 1, len(learned), len(held_out))
+            runner.begin(learned)
+            batches = self.everything.of(learned)
+            train(
+                trainer,
+                self.plan(runner, recipe.epochs, batches.steps_per_epoch, rate, recipe.patience_epochs),
+                runner.batches(batches).training,
+                lambda: runner.score(self.judged, self.judged_labels),
+                checkpoint=Checkpoint(self._scratch / REHEARSALS[fold], f"{self._run}/{runner.way.name}/{fold}"),
+            )
+            runner.finish_head()
+            kernel, bias = refit_probe(
+                data.train_features[learned], labels[learned],
+                classes=data.classes, penalty=self.probe.penalty, objective=data.objective,
+            )  # fmt: skip
+            probe_logits = data.train_features[held_out] @ kernel + bias
+            evidence.append(_Evidence(probe_logits, runner.logits(batches.of(held_out)), labels[held_out]))
+        return evidence
 
     def run_pilots(self, runner: "_Runner", rates: tuple[float, ...]) -> list[Pilot]:
         """Run pilots until `next_rate` has none left; results are kept in scratch for a search that is interrupted."""

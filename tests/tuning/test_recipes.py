@@ -6,13 +6,20 @@ import tensorflow as tf
 
 from regraft.tuning.batches import paired_order
 from regraft.tuning.objective import LIKENESS, OBJECTIVES
-from regraft.tuning.recipes import Data, competitors, epochs_for
+from regraft.tuning.recipes import Data, competitors, epochs_for, folds_to_judge
 from tests.tuning.sources import InMemory
 
 
 @pytest.mark.parametrize(("examples", "epochs"), [(16, 20), (320, 20), (640, 10), (1600, 4), (100_000, 4)])
 def test_few_examples_get_more_epochs_within_limits(examples, epochs):
     assert epochs_for(examples, 32) == epochs
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "folds"), [(80, 20, 4), (800, 200, 0), (600, 100, 1), (360, 40, 2), (16, 3, 4)]
+)
+def test_folds_judge_where_validation_is_too_small_to(train, validation, folds):
+    assert folds_to_judge(train, validation) == folds
 
 
 def names(kind, *, per_class, task="classification", has_attention=True):
