@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -22,7 +22,7 @@ from regraft.paths import Paths
 from regraft.settings import FinetuneSettings
 from regraft.tuning.batches import Source
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
-from regraft.tuning.objective import OBJECTIVES
+from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
 from regraft.tuning.recipes import WAYS, Data, Recipe, competitors, epochs_for
 from regraft.tuning.solvers import Features
@@ -31,6 +31,7 @@ from regraft.tuning.strategies import (
     PILOT_CHECKPOINT,
     PILOTS,
     REHEARSALS,
+    Tuned,
     fine_tune,
     has_attention,
     probe_only,
@@ -113,11 +114,14 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         else:
             ways = (WAYS[finetune.strategy],)
 
-        def rebuild() -> tuple[keras.Model, keras.Model]:
-            extractor, model = build()
-            return model, extractor.model
+        def models() -> Iterator[tuple[keras.Model, keras.Model]]:
+            nonlocal extractor
+            yield model, extractor.model
+            while True:
+                extractor, another = build()
+                yield another, extractor.model
 
-        model, tuned = fine_tune(ways, rebuild, data, probe, recipe, scratch=scratch, run=identity)
+        model, tuned = fine_tune(ways, models(), data, probe, recipe, scratch=scratch, run=identity)
     log.info("%s", tuned.why)
     kernel, bias = probe.kernel, probe.bias
     if scale:
@@ -129,30 +133,28 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             directory,
             Classifier(extractor, model, train.class_names, kernel, bias, tuned.shipped, train.task),
         )
-    write_json(
-        paths.reports / "training.json",
-        {
-            "strategy": finetune.strategy,
-            "shipped": tuned.shipped,
-            "why": tuned.why,
-            **objective.reported({"probe": probe.summary(), **tuned.facts}),
-        },
-    )
-    write_json(
-        paths.reports / "selection.json",
-        {
-            "strategy": finetune.strategy,
-            "shipped": tuned.shipped,
-            "why": tuned.why,
-            **objective.reported(
-                {
-                    "probe": probe.summary()["validation"],
-                    "tried": list(tuned.competition),
-                    "comparison": tuned.facts.get("comparison"),
-                }
-            ),
-        },
-    )
+    _report_decision(paths, finetune.strategy, probe, tuned, objective)
+    _report_times(paths, tuned, probe_seconds, time.monotonic() - started)
+    if finetune.strategy != "probe":
+        for name in CHECKPOINTS:
+            (scratch / name).unlink(missing_ok=True)
+
+
+def _report_decision(paths: Paths, strategy: str, probe: Probe, tuned: Tuned, objective: Objective) -> None:
+    """Write training.json and selection.json, whose bytes are the same for the same data, settings and seed."""
+    reported = objective.reported({"probe": probe.summary(), **tuned.facts})
+    decision = {"strategy": strategy, "shipped": tuned.shipped, "why": tuned.why}
+    write_json(paths.reports / "training.json", {**decision, **reported})
+    selection = {
+        "probe": reported["probe"]["validation"],
+        "tried": objective.reported(tuned.competition),
+        "comparison": reported.get("comparison"),
+    }
+    write_json(paths.reports / "selection.json", {**decision, **selection})
+
+
+def _report_times(paths: Paths, tuned: Tuned, probe_seconds: float, stage_seconds: float) -> None:
+    """Write training_time.json: what may differ between two runs."""
     history = tuned.history
     write_json(
         paths.reports / "training_time.json",
@@ -163,12 +165,9 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             "examples_per_second": history.examples / history.seconds if history else None,
             "checkpoints": history.checkpoints if history else 0,
             "checkpoints_seconds": history.checkpoints_seconds if history else 0.0,
-            "stage_seconds": time.monotonic() - started,
+            "stage_seconds": stage_seconds,
         },
     )
-    if finetune.strategy != "probe":
-        for name in CHECKPOINTS:
-            (scratch / name).unlink(missing_ok=True)
 
 
 def _read_features(directory: Path, split: str, rows: Split) -> Features:

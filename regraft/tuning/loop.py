@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ class Plan:
         warmup_steps: Steps of linear rise before it.
         patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
         unfreezing: Multipliers of the rate of each trainable weight at a step, which counts from 0: see
-            `layers.gradual_multipliers`. None: those given to the trainer.
+            `layers.gradual_multipliers`. They take the place of the trainer's, which must have some.
     """
 
     epochs: int
@@ -114,7 +114,7 @@ class Trainer:
         weight_decay: AdamW's, on kernels only.
         clip_norm: The global norm that gradients are scaled down to.
         multipliers: Of the learning rate, one for each of `model.trainable_variables` as they are after freezing, see
-            `layers.decayed_multipliers`; None means 1 for all.
+            `layers.decayed_multipliers`; None leaves all steps as they are.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Trainer:
         *,
         weight_decay: float = 0.01,
         clip_norm: float = 1.0,
-        multipliers: Sequence[float] | None = None,
+        multipliers: NDArray[np.float32] | None = None,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -132,9 +132,9 @@ class Trainer:
         self._clip_norm = clip_norm
         self._weights = model.trainable_variables
         self._averages = [tf.Variable(weight.value, trainable=False) for weight in self._weights]
-        self.multipliers = tf.Variable(
-            np.ones(len(self._weights)) if multipliers is None else multipliers, trainable=False, dtype=tf.float32
-        )
+        self.multipliers: tf.Variable = None
+        if multipliers is not None:
+            self.multipliers = tf.Variable(multipliers, trainable=False, dtype=tf.float32)
         self._optimizer = keras.optimizers.AdamW(1e-3, weight_decay=weight_decay)
         vectors = [weight for weight in self._weights if len(weight.shape) < 2]
         self._optimizer.exclude_from_weight_decay(var_list=vectors)
@@ -189,7 +189,7 @@ class Trainer:
             self.use(kept)
 
     def _variables(self) -> list[Any]:
-        return [*self.model.variables, *self._averages, *self._optimizer.variables, self.multipliers]
+        return [*self.model.variables, *self._averages, *self._optimizer.variables]
 
     def _one_step(self, inputs: Any, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
@@ -201,11 +201,12 @@ class Trainer:
         slopes = [tf.convert_to_tensor(slope) for slope, _ in reached]
         clipped, _ = tf.clip_by_global_norm(slopes, self._clip_norm)
         self._optimizer.learning_rate.assign(rate)
-        before = [tf.identity(weight.value) for weight in self._weights]
+        before = [] if self.multipliers is None else [tf.identity(weight.value) for weight in self._weights]
         self._optimizer.apply(clipped, [weight for _, weight in reached])
         # AdamW divides a gradient by its own size, so a smaller gradient makes no smaller step: the step itself, weight
         # decay included, is what a multiplier shortens.
-        for number, (weight, start) in enumerate(zip(self._weights, before, strict=True)):
+        for number, start in enumerate(before):
+            weight = self._weights[number]
             weight.assign(start + self.multipliers[number] * (weight.value - start))
         # A short memory at first, so that the average does not hang on to where training began.
         taken = tf.cast(self._optimizer.iterations.value, tf.float32)

@@ -6,7 +6,7 @@ if validation leaves no doubt that it is better than the probe.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from regraft.tuning.augment import augment_spectrogram, augmentation
 from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.classifier import get_head, set_head
 from regraft.tuning.layers import GROUPS, LEVELS, decayed_multipliers, gradual_multipliers, levels
-from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, train
+from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, freeze_statistics_and_tables, train
 from regraft.tuning.mirrors import CHIRALITY_LIMIT, Flip, flip_is_safe
 from regraft.tuning.objective import CLASSES, LIKENESS, Objective
 from regraft.tuning.pilots import Pilot, choose_rate, next_rate
@@ -84,7 +84,7 @@ def probe_only(probe: Probe, objective: Objective = CLASSES) -> Tuned:
 
 def fine_tune(
     ways: tuple[Way, ...],
-    build: Callable[[], tuple[keras.Model, keras.Model]],
+    models: Iterator[tuple[keras.Model, keras.Model]],
     data: Data,
     probe: Probe,
     recipe: Recipe,
@@ -100,8 +100,8 @@ def fine_tune(
 
     Args:
         ways: To choose from; see `recipes.competitors`.
-        build: Returns a new model (backbone and head as `graft` makes them, the head being the probe's) and the part of
-            it that makes features.
+        models: As many equal models as are asked for: each backbone and head as `graft` makes them, the head being the
+            probe's, and the part of it that makes features.
         data: Training and validation examples.
         probe: The solved head.
         recipe: What a person set.
@@ -122,7 +122,7 @@ def fine_tune(
                 f"finetune.strategy: {way.name} is for texts with one class each; this is {data.train.kind} with "
                 f"{objective.task}. Use auto, lp_ft, gradual, full or probe."
             )
-    model, backbone = build()
+    model, backbone = next(models)
     flip = Flip(False, None)
     if recipe.augment and data.train.kind == "image":
         flip = flip_is_safe(backbone, data, recipe)
@@ -134,7 +134,7 @@ def fine_tune(
     if searches or len(ways) > 1:
         for number, way in enumerate(ways):
             if number:
-                model, backbone = build()
+                model, backbone = next(models)
             rates = way.rates if isinstance(recipe.learning_rate, str) else (recipe.learning_rate,)
             runner = _Runner(way, model, backbone, course)
             pilots[way.name] = course.run_pilots(runner, rates)
@@ -142,7 +142,7 @@ def fine_tune(
     rate = choose_rate(pilots[way.name]) if way.name in pilots else float(recipe.learning_rate)
     if len(ways) > 1:
         log.info("%s did best in its pilots and gets the whole run", way.name)
-        model, backbone = build()
+        model, backbone = next(models)
     if len(ways) > 1 or not pilots:  # else the runner of the pilots, which knows how the model was before them
         runner = _Runner(way, model, backbone, course)
     evidence = course.rehearse(runner, rate) if len(ways) > 1 else []
@@ -368,6 +368,7 @@ class _Course:
                 log.info("%s: held-out %s %.4f", name, data.objective.loss_name, loss)
             known[runner.way.name] = [asdict(pilot) for pilot in pilots]
             write_json(file, {"run": self._run, "pilots": known})
+            checkpoint.file.unlink(missing_ok=True)
         return pilots
 
 
@@ -382,9 +383,14 @@ class _Runner:
         if way.lora_rank:
             enable_lora(model, way.lora_rank)
         learner = backbone if way.contrastive else model
-        self.trainer = Trainer(learner, LIKENESS if way.contrastive else course.data.objective)
-        if not (way.gradual or way.lora_rank):
-            self.trainer.multipliers.assign(decayed_multipliers(levels(learner, LEVELS), course.recipe.layer_decay))
+        freeze_statistics_and_tables(learner)
+        multipliers = None
+        if way.gradual:
+            multipliers = np.ones(len(learner.trainable_variables), np.float32)  # `unfreezing` sets them at every step
+        elif course.recipe.layer_decay < 1.0 and not way.lora_rank:
+            multipliers = decayed_multipliers(levels(learner, LEVELS), course.recipe.layer_decay)
+        objective = LIKENESS if way.contrastive else course.data.objective
+        self.trainer = Trainer(learner, objective, multipliers=multipliers)
         self._untouched = self.trainer.state()
 
     def reset(self) -> None:

@@ -192,7 +192,7 @@ def test_checkpoints_are_spaced_so_that_they_cost_at_most_three_percent(tmp_path
 
 def test_a_multiplier_shortens_the_step_of_adam_and_zero_stops_it():
     def moves(multipliers):
-        trainer = Trainer(small_network(), multipliers=multipliers)
+        trainer = Trainer(small_network(), multipliers=np.array(multipliers, np.float32))
         before = [weight.numpy() for weight in trainer.model.trainable_variables]
         trainer.step(IMAGES[:16], LABELS[:16], 0.01)
         return [weight.numpy() - start for weight, start in zip(trainer.model.trainable_variables, before, strict=True)]

@@ -19,7 +19,7 @@ MIDDLE = RATES[len(RATES) // 2]
 
 
 def lp_ft(model, network, data, probe, recipe, *, scratch, run):
-    return fine_tune((WAYS["lp_ft"],), lambda: (model, network), data, probe, recipe, scratch=scratch, run=run)[1]
+    return fine_tune((WAYS["lp_ft"],), iter([(model, network)]), data, probe, recipe, scratch=scratch, run=run)[1]
 
 
 def pilot(rate, loss):
