@@ -109,10 +109,8 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
         )
-        if finetune.strategy == "auto":
-            ways = competitors(data, has_attention=has_attention(model))
-        else:
-            ways = (WAYS[finetune.strategy],)
+        auto = finetune.strategy == "auto"
+        ways = competitors(data, has_attention=has_attention(model)) if auto else (WAYS[finetune.strategy],)
 
         def models() -> Iterator[tuple[keras.Model, keras.Model]]:
             nonlocal extractor
