@@ -160,6 +160,7 @@ def test_a_trainer_killed_in_the_middle_leaves_nothing_and_the_next_run_makes_th
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"REGRAFT_CHECKPOINT_S": "0"},
     )
     trainer = wait_for_epoch(copy, 2)
     os.kill(trainer, signal.SIGKILL)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from regraft.data.targets import CLASSIFICATION
-from regraft.errors import Diverged, TrainingError
+from regraft.errors import Diverged, SettingsError, TrainingError
 from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.schedules import warmup_cosine
 from regraft.tuning.scores import Score
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 State = list[NDArray[Any]]
 
 AVERAGE_MEMORY = 0.97  # the average reaches back over about 33 steps
-CHECKPOINT_INTERVAL_S = 30.0
+CHECKPOINT_INTERVAL_S = 30.0  # unless REGRAFT_CHECKPOINT_S says otherwise; no result depends on it
 # Training goes on for at least so many times as long as the last checkpoint took to write: they cost at most 3%.
 CHECKPOINT_COST = 33.0
 
@@ -423,13 +423,17 @@ class Checkpoint:
     Args:
         file: Ends in .npz.
         run: Identifies the run (settings, seed, data); a file left by another run is ignored.
-        interval_s: Least time between two saves; longer where a save takes more than 1 / `CHECKPOINT_COST` of it.
+        interval_s: Least time between two saves, 0 for one after every step; longer where a save takes more than
+            1 / `CHECKPOINT_COST` of it. By default what the environment variable REGRAFT_CHECKPOINT_S says, or 30.
+
+    Raises:
+        SettingsError: If REGRAFT_CHECKPOINT_S is not a number of seconds.
     """
 
-    def __init__(self, file: Path, run: str, *, interval_s: float = CHECKPOINT_INTERVAL_S) -> None:
+    def __init__(self, file: Path, run: str, *, interval_s: float | None = None) -> None:
         self.file = file
         self.run = run
-        self._interval_s = interval_s
+        self._interval_s = _checkpoint_interval_s() if interval_s is None else interval_s
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
@@ -478,3 +482,14 @@ class Checkpoint:
         kept = about["history"]
         history = History(**{**kept, "epochs": [Epoch(**epoch) for epoch in kept["epochs"]]})
         return Saved(history, state, best, lowest, Part(**about["part"]))
+
+
+def _checkpoint_interval_s() -> float:
+    said = os.environ.get("REGRAFT_CHECKPOINT_S", str(CHECKPOINT_INTERVAL_S))
+    try:
+        interval_s = float(said)
+    except ValueError:
+        interval_s = -1.0
+    if not 0.0 <= interval_s < math.inf:
+        raise SettingsError(f"the environment variable REGRAFT_CHECKPOINT_S must be a number of seconds, got {said!r}.")
+    return interval_s

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from regraft.errors import TrainingError
+from regraft.errors import SettingsError, TrainingError
 from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, train
 from regraft.tuning.scores import Score, score
 
@@ -230,3 +230,10 @@ def test_going_back_to_an_earlier_state_makes_the_same_run_again():
     trainer.restore(start)
     train(trainer, plan(), batches, judge(trainer))
     assert weights(trainer) == first
+
+
+@pytest.mark.parametrize("said", ["soon", "-1", "inf", "nan", ""])
+def test_an_interval_that_is_no_number_of_seconds_is_refused(tmp_path, monkeypatch, said):
+    monkeypatch.setenv("REGRAFT_CHECKPOINT_S", said)
+    with pytest.raises(SettingsError, match="REGRAFT_CHECKPOINT_S must be a number of seconds"):
+        Checkpoint(tmp_path / "checkpoint.npz", "run")
