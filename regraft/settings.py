@@ -106,6 +106,12 @@ class FinetuneSettings(Section):
     patience_epochs: Annotated[int, Field(ge=1)] = 2
     augment: bool = True
     layer_decay: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
+    l2_sp: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    mixup: Annotated[Number, Field(ge=0.0, le=10.0)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    soup: bool = False
+    budget_s: Annotated[Number, Field(gt=0.0)] | None = None
 
 
 class EvaluateSettings(Section):

@@ -21,12 +21,14 @@ from regraft.files import read_json, replace_directory, write_json
 from regraft.paths import Paths
 from regraft.settings import FinetuneSettings
 from regraft.tuning.batches import Source
+from regraft.tuning.class_weights import log_weights
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
 from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
 from regraft.tuning.recipes import WAYS, Data, Recipe, competitors, epochs_for
 from regraft.tuning.solvers import Features
 from regraft.tuning.strategies import (
+    BUDGET,
     CHECKPOINT,
     PILOT_CHECKPOINT,
     PILOTS,
@@ -40,7 +42,7 @@ from regraft.tuning.target_scale import Relabelled, TargetScale
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = (CHECKPOINT, PILOT_CHECKPOINT, PILOTS, *REHEARSALS)
+CHECKPOINTS = (CHECKPOINT, PILOT_CHECKPOINT, PILOTS, BUDGET, *REHEARSALS)
 
 
 def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
@@ -52,7 +54,8 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     holds what may differ between two runs: how fast it went here.
 
     Raises:
-        TrainingError: If features and prepared data do not belong together, or the loss stops being a number.
+        TrainingError: If features and prepared data do not belong together, a setting does not fit the data, or the
+            loss stops being a number.
     """
     determinism.set_up(seed)
     started = time.monotonic()
@@ -61,12 +64,13 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     train_features = _read_features(paths.features, "train", train)
     validation_features = _read_features(paths.features, "validation", validation)
     classes, objective = len(train.class_names), OBJECTIVES[train.task]
-    learned: Source = train
-    judged: Source = validation
+    if finetune.class_weights == "balanced" and train.task == REGRESSION:
+        raise TrainingError("finetune.class_weights is for classes and labels; these are real values. Set it to none.")
     scale = TargetScale.of(train.labels) if train.task == REGRESSION else None
-    if scale:
-        learned = Relabelled(train, scale.apply(train.labels))
-        judged = Relabelled(validation, scale.apply(validation.labels))
+    rows: list[Source] = [
+        Relabelled(split, scale.apply(split.labels)) if scale else split for split in (train, validation)
+    ]
+    learned, judged = rows
     probe = fit_probe(
         train_features, learned.labels, validation_features, judged.labels, classes=classes, objective=objective
     )
@@ -92,19 +96,11 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         return extractor, graft(extractor.model, probe.kernel, probe.bias)
 
     extractor, model = build()
+    scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
     if finetune.strategy == "probe":
         tuned = probe_only(probe, objective)
     else:
-        scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
-        recipe = Recipe(
-            epochs=epochs_for(len(train), finetune.batch_size) if finetune.epochs == "auto" else finetune.epochs,
-            batch_size=finetune.batch_size,
-            learning_rate=finetune.learning_rate,
-            patience_epochs=finetune.patience_epochs,
-            augment=finetune.augment,
-            seed=seed,
-            layer_decay=finetune.layer_decay,
-        )
+        recipe = _recipe(finetune, seed, len(train))
         data = Data(learned, judged, train_features, validation_features, extractor.prepare, classes, objective)
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
@@ -121,28 +117,51 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
 
         model, tuned = fine_tune(ways, models(), data, probe, recipe, scratch=scratch, run=identity)
     log.info("%s", tuned.why)
-    kernel, bias = probe.kernel, probe.bias
-    if scale:
-        set_head(model, *scale.fold_into(*get_head(model)))
-        kernel, bias = scale.fold_into(kernel, bias)
+    weights = log_weights(train.labels, classes) if finetune.class_weights == "balanced" else np.float32(0.0)
+
+    def answering(kernel: Features, bias: Features) -> tuple[Features, Features]:
+        return scale.fold_into(kernel, bias) if scale else (kernel, bias + weights)
+
+    set_head(model, *answering(*get_head(model)))
+    kernel, bias = answering(probe.kernel, probe.bias)
 
     with replace_directory(paths.model) as directory:
         save_classifier(
             directory,
             Classifier(extractor, model, train.class_names, kernel, bias, tuned.shipped, train.task),
         )
-    _report_decision(paths, finetune.strategy, probe, tuned, objective)
+    _report_decision(paths, finetune, probe, tuned, objective)
     _report_times(paths, tuned, probe_seconds, time.monotonic() - started)
-    if finetune.strategy != "probe":
-        for name in CHECKPOINTS:
-            (scratch / name).unlink(missing_ok=True)
+    for name in CHECKPOINTS:
+        (scratch / name).unlink(missing_ok=True)
 
 
-def _report_decision(paths: Paths, strategy: str, probe: Probe, tuned: Tuned, objective: Objective) -> None:
+def _recipe(finetune: FinetuneSettings, seed: int, examples: int) -> Recipe:
+    """Return what a person set, with the rules for so many training examples in place of `auto`."""
+    return Recipe(
+        epochs=epochs_for(examples, finetune.batch_size) if finetune.epochs == "auto" else finetune.epochs,
+        batch_size=finetune.batch_size,
+        learning_rate=finetune.learning_rate,
+        patience_epochs=finetune.patience_epochs,
+        augment=finetune.augment,
+        seed=seed,
+        layer_decay=finetune.layer_decay,
+        l2_sp=finetune.l2_sp,
+        label_smoothing=finetune.label_smoothing,
+        mixup=finetune.mixup,
+        soup=finetune.soup,
+        budget_s=finetune.budget_s,
+    )
+
+
+def _report_decision(
+    paths: Paths, finetune: FinetuneSettings, probe: Probe, tuned: Tuned, objective: Objective
+) -> None:
     """Write training.json and selection.json, whose bytes are the same for the same data, settings and seed."""
     reported = objective.reported({"probe": probe.summary(), **tuned.facts})
-    decision = {"strategy": strategy, "shipped": tuned.shipped, "why": tuned.why}
-    write_json(paths.reports / "training.json", {**decision, **reported})
+    decision = {"strategy": finetune.strategy, "shipped": tuned.shipped, "why": tuned.why}
+    options = finetune.model_dump(include={"layer_decay", "l2_sp", "label_smoothing", "mixup", "class_weights", "soup"})
+    write_json(paths.reports / "training.json", {**decision, "options": options, **reported})
     selection = {
         "probe": reported["probe"]["validation"],
         "tried": objective.reported(tuned.competition),

@@ -41,6 +41,7 @@ class Batches:
         augment: Maps (image, seed of shape (2,)) to an image in training batches; None leaves them alone.
         lengths: Length of every row of `source` (for texts: characters), to batch like with like; None mixes freely.
         in_pairs: Whether training batches are made of pairs of rows of one class, see `paired_order`.
+        vary_batch: Maps (inputs, labels, seed of shape (2,)) of a training batch to other ones; None leaves them alone.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class Batches:
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
     lengths: Rows | None = None
     in_pairs: bool = False
+    vary_batch: Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]] | None = None
 
     def of(self, rows: Rows) -> "Batches":
         """Return the same for other rows of the same source."""
@@ -70,7 +72,14 @@ class Batches:
             order = paired_order(self.rows, self.source.labels, self.batch_size, seed=self.seed, epoch=epoch)
         else:
             order = epoch_order(self.rows, self.batch_size, seed=self.seed, epoch=epoch, lengths=self.lengths)
-        return self._batches(order[taken * self.batch_size :], epoch=epoch)
+        batches = self._batches(order[taken * self.batch_size :], epoch=epoch)
+        if self.vary_batch is None:
+            return batches
+        vary, seed = self.vary_batch, tf.constant([self.seed, epoch], tf.int64)
+        return batches.enumerate(taken).map(
+            # Numbers of rows, which are not negative, are for `augment`.
+            lambda number, batch: vary(batch[0], batch[1], tf.random.experimental.stateless_fold_in(seed, -1 - number))
+        )
 
     def training_steps(self, steps: int, taken: int = 0) -> tf.data.Dataset:
         """Return `steps` batches as one training run meets them, those of epoch 1, then of epoch 2, and so on.

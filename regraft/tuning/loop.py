@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from regraft.data.targets import CLASSIFICATION
 from regraft.errors import Diverged, SettingsError, TrainingError
 from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.schedules import warmup_cosine
@@ -42,6 +41,7 @@ class Plan:
         peak_rate: Highest learning rate of the schedule.
         warmup_steps: Steps of linear rise before it.
         patience_epochs: Stop after so many epochs in a row that are clearly worse on validation than the best one.
+        soup: Whether weights of several epochs may be averaged: see `train`.
         unfreezing: Multipliers of the rate of each trainable weight at a step, which counts from 0: see
             `layers.gradual_multipliers`. They take the place of the trainer's, which must have some.
     """
@@ -51,6 +51,7 @@ class Plan:
     peak_rate: float
     warmup_steps: int
     patience_epochs: int
+    soup: bool = False
     unfreezing: Callable[[int], NDArray[np.float32]] | None = None
 
     @property
@@ -78,6 +79,8 @@ class History:
         epochs: One row an epoch.
         best_epoch: The epoch whose weights are kept; 0 before the first.
         lowest_epoch: The epoch with the lowest refined log loss, which need not be the chosen one: see `train`.
+        averaged_epochs: How many epochs' weights, up to the best one's, are averaged in what is kept: see `train`.
+        kept_log_loss: Refined log loss of what is kept; None before the first epoch.
         seconds: Time spent in training and validation, checkpoints included.
         examples: Examples trained on, each counted as often as it was seen.
         checkpoints: How often the state was written to disk.
@@ -87,6 +90,8 @@ class History:
     epochs: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
     lowest_epoch: int = 0
+    averaged_epochs: int = 0
+    kept_log_loss: float | None = None
     seconds: float = 0.0
     examples: int = 0
     checkpoints: int = 0
@@ -113,6 +118,9 @@ class Trainer:
         objective: Decides the loss.
         weight_decay: AdamW's, on kernels only.
         clip_norm: The global norm that gradients are scaled down to.
+        l2_sp: Strength of a pull back to the weights that `start` found, in place of weight decay: each step moves them
+            towards those by `rate * l2_sp` of the distance. L2-SP of Li, Grandvalet & Davoine, 2018, equation 3
+            (arXiv:1802.01483), decoupled from AdamW's moments as weight decay is.
         multipliers: Of the learning rate, one for each of `model.trainable_variables` as they are after freezing, see
             `layers.decayed_multipliers`; None leaves all steps as they are.
     """
@@ -124,6 +132,7 @@ class Trainer:
         *,
         weight_decay: float = 0.01,
         clip_norm: float = 1.0,
+        l2_sp: float = 0.0,
         multipliers: NDArray[np.float32] | None = None,
     ) -> None:
         self.model = model
@@ -132,10 +141,12 @@ class Trainer:
         self._clip_norm = clip_norm
         self._weights = model.trainable_variables
         self._averages = [tf.Variable(weight.value, trainable=False) for weight in self._weights]
+        self._l2_sp = l2_sp
+        self._starts = [tf.Variable(weight.value, trainable=False) for weight in self._weights] if l2_sp else []
         self.multipliers: tf.Variable = None
         if multipliers is not None:
             self.multipliers = tf.Variable(multipliers, trainable=False, dtype=tf.float32)
-        self._optimizer = keras.optimizers.AdamW(1e-3, weight_decay=weight_decay)
+        self._optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.0 if l2_sp else weight_decay)
         vectors = [weight for weight in self._weights if len(weight.shape) < 2]
         self._optimizer.exclude_from_weight_decay(var_list=vectors)
         self._optimizer.build(self._weights)
@@ -173,16 +184,18 @@ class Trainer:
         """Return copies of the running averages of the model's trainable weights, in their order."""
         return [np.array(average.numpy()) for average in self._averages]
 
-    def start_averages(self) -> None:
-        """Let the running averages begin at the weights as they are now."""
+    def start(self) -> None:
+        """Let the running averages begin at the weights as they are now, and `l2_sp` pull back to them."""
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.assign(weight.value)
+        for start, weight in zip(self._starts, self._weights, strict=bool(self._starts)):
+            start.assign(weight.value)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Give the model its average weights for a while."""
+    def using(self, weights: State) -> Iterator[None]:
+        """Give the model other trainable weights for a while."""
         kept = [np.array(weight.numpy()) for weight in self._weights]
-        self.use(self.averages())
+        self.use(weights)
         try:
             yield
         finally:
@@ -203,6 +216,8 @@ class Trainer:
         self._optimizer.learning_rate.assign(rate)
         before = [] if self.multipliers is None else [tf.identity(weight.value) for weight in self._weights]
         self._optimizer.apply(clipped, [weight for _, weight in reached])
+        for start, weight in zip(self._starts, self._weights, strict=bool(self._starts)):
+            weight.assign(weight.value - rate * self._l2_sp * (weight.value - start))
         # AdamW divides a gradient by its own size, so a smaller gradient makes no smaller step: the step itself, weight
         # decay included, is what a multiplier shortens.
         for number, start in enumerate(before):
@@ -235,6 +250,10 @@ def train(
     while weights at the end of the schedule, where the rate has come down to zero, are better than those of its
     middle as a rule.
 
+    With `plan.soup` each such epoch is also averaged with what is kept so far, and the average is kept in its place if
+    its refined log loss is lower than those of both. Source: the greedy soup of Wortsman et al., 2022
+    (arXiv:2203.05482), over the epochs of one run, in their order.
+
     Args:
         trainer: The model at its start.
         plan: Length, rates and patience.
@@ -249,7 +268,7 @@ def train(
         TrainingError: If a BatchNormalization statistic has moved.
     """
     still = _batch_normalisation_statistics(trainer.model)
-    trainer.start_averages()
+    trainer.start()
     history, best, lowest, part = History(), trainer.averages(), None, Part()
     saved = checkpoint.load() if checkpoint else None
     if saved:
@@ -286,7 +305,7 @@ def train(
                 history.seconds += clock.lap()
                 checkpoint.save(Saved(history, trainer.state(), best, lowest, part))
                 history.seconds += checkpoint.count(history, clock.lap())
-        with trainer.averaged():
+        with trainer.using(trainer.averages()):
             now = validate()
         if not math.isfinite(now.log_loss):
             raise Diverged(
@@ -302,7 +321,8 @@ def train(
         if lowest is None or now.refined_log_loss < lowest.refined_log_loss:
             history.lowest_epoch, lowest = epoch, now
         if not now.is_clearly_worse_than(lowest):
-            history.best_epoch, best = epoch, trainer.averages()
+            best = _kept(trainer, history, best, now, validate if plan.soup else None)
+            history.best_epoch = epoch
         if checkpoint and (epoch == plan.epochs or checkpoint.is_due()):
             checkpoint.save(Saved(history, trainer.state(), best, lowest, part))
             history.seconds += checkpoint.count(history, clock.lap())
@@ -324,6 +344,20 @@ def train(
     return history
 
 
+def _kept(trainer: Trainer, history: History, best: State, now: Score, validate: Callable[[], Score] | None) -> State:
+    """Return the weights to keep after an epoch that scored `now`: its own, or averaged with `best`; note which."""
+    own, epochs, before = trainer.averages(), history.averaged_epochs, history.kept_log_loss
+    if validate and before is not None:
+        mean = [(epochs * kept + new) / (epochs + 1) for kept, new in zip(best, own, strict=True)]
+        with trainer.using(mean):
+            together = validate().refined_log_loss
+        if together < min(now.refined_log_loss, before):
+            history.averaged_epochs, history.kept_log_loss = epochs + 1, together
+            return mean
+    history.averaged_epochs, history.kept_log_loss = 1, now.refined_log_loss
+    return own
+
+
 def freeze_statistics_and_tables(model: keras.Model) -> None:
     """Set `trainable = False` on every BatchNormalization and every table of embeddings in `model`, however deep.
 
@@ -338,7 +372,7 @@ def freeze_statistics_and_tables(model: keras.Model) -> None:
 
 def _label_spec(objective: Objective, model: keras.Model) -> tf.TensorSpec:
     """Return shape and type of a batch of labels."""
-    if objective.task == CLASSIFICATION:
+    if objective.labels_are_indices:
         return tf.TensorSpec((None,), tf.int64)
     return tf.TensorSpec((None, model.output_shape[-1]), tf.float32)
 

@@ -38,6 +38,7 @@ class Objective(ABC):
 
     Attributes:
         task: "classification", "multilabel" or "regression".
+        labels_are_indices: Whether a label in training is an integer, the number of a class; else it is K floats.
         penalties: Candidates for the head, strongest first.
         loss_name: What the loss is called in words.
         measure_name: What `Score.accuracy` is called in words.
@@ -46,6 +47,7 @@ class Objective(ABC):
     """
 
     task: str
+    labels_are_indices = False
     penalties: tuple[float, ...]
     loss_name: str
     measure_name: str
@@ -96,6 +98,7 @@ class Classes(Objective):
     """One class of K: labels are int64 (N,), outputs are logits, the loss is the log loss of softmax."""
 
     task = CLASSIFICATION
+    labels_are_indices = True
     penalties = PENALTIES
     loss_name = "log loss"
     measure_name = "accuracy"
@@ -125,6 +128,18 @@ class Classes(Objective):
     ) -> tuple[int, int]:
         was_right, is_right = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
         return int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
+
+
+class SoftClasses(Classes):
+    """Classes whose labels in training are shares, float32 (N, K), each row summing to 1: see `soft_labels`."""
+
+    labels_are_indices = False
+
+    def training_loss(self) -> Callable[[Any, Any], Any]:
+        import keras
+
+        loss: Callable[[Any, Any], Any] = keras.losses.CategoricalCrossentropy(from_logits=True)
+        return loss
 
 
 class Likeness(Classes):
@@ -232,5 +247,6 @@ class RealValues(Objective):
 
 
 CLASSES = Classes()
+SOFT_CLASSES = SoftClasses()
 LIKENESS = Likeness()
 OBJECTIVES: dict[str, Objective] = {objective.task: objective for objective in (CLASSES, LabelSets(), RealValues())}

@@ -6,6 +6,7 @@ if validation leaves no doubt that it is better than the probe.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from regraft.data.targets import REGRESSION
 from regraft.errors import Diverged, TrainingError
 from regraft.files import read_json, write_json
 from regraft.progress import Progress
@@ -25,20 +27,26 @@ from regraft.tuning.classifier import get_head, set_head
 from regraft.tuning.layers import GROUPS, LEVELS, decayed_multipliers, gradual_multipliers, levels
 from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, freeze_statistics_and_tables, train
 from regraft.tuning.mirrors import CHIRALITY_LIMIT, Flip, flip_is_safe
-from regraft.tuning.objective import CLASSES, LIKENESS, Objective
+from regraft.tuning.objective import CLASSES, LIKENESS, SOFT_CLASSES, Objective
 from regraft.tuning.pilots import Pilot, choose_rate, next_rate
 from regraft.tuning.probe import Probe, assign_folds, refit_probe
-from regraft.tuning.recipes import JUDGING_FOLDS, Data, Recipe, Way, fits, folds_to_judge
+from regraft.tuning.recipes import (
+    JUDGING_FOLDS,
+    Data,
+    Recipe,
+    Way,
+    epochs_within,
+    folds_to_judge,
+    pilot_steps,
+    refuse_what_does_not_fit,
+)
 from regraft.tuning.scores import Score
+from regraft.tuning.soft_labels import mix, smooth
 from regraft.tuning.solvers import Features, Labels
 from regraft.tuning.verdict import compare
 
 log = logging.getLogger(__name__)
 
-# A pilot that is too short favours rates that are too low: on MNIST (505 steps in all) 40 steps preferred 1e-4 to
-# 3e-4, 100 steps 3e-4, which is right. A quarter of the run is enough, and 100 steps are.
-PILOT_FRACTION = 0.25
-PILOT_STEPS_MOST = 100
 WARMUP_FRACTION = 0.1
 # Fine-tuning starts from a head solved with so many times the probe's penalty. The probe fits small training sets
 # perfectly, and then the few examples it is unsure of make all the gradients, which AdamW blows up to full steps in
@@ -48,8 +56,9 @@ WARMUP_FRACTION = 0.1
 START_PENALTY_FACTOR = 10.0
 # Below this many validation examples a quarter of the training data is held out of the pilots, to judge them as well.
 ENOUGH_TO_JUDGE_PILOTS = 500
+TYPICAL_PILOTS = 4  # of a search among five rates
 JUDGING_FOLD = 0
-CHECKPOINT, PILOT_CHECKPOINT, PILOTS = "finetune.npz", "pilot.npz", "pilots.json"
+CHECKPOINT, PILOT_CHECKPOINT, PILOTS, BUDGET = "finetune.npz", "pilot.npz", "pilots.json", "budget.json"
 REHEARSALS = tuple(f"rehearsal-{fold}.npz" for fold in range(JUDGING_FOLDS))
 
 
@@ -72,10 +81,10 @@ class Tuned:
     competition: tuple[dict[str, Any], ...] = ()
 
 
-def probe_only(probe: Probe, objective: Objective = CLASSES) -> Tuned:
+def probe_only(probe: Probe, objective: Objective = CLASSES, reason: str = "Strategy probe.") -> Tuned:
     """Ship the solved head on the backbone as it is."""
     why = (
-        "Strategy probe: the solved head ships on the frozen backbone, validation "
+        f"{reason} The solved head ships on the frozen backbone, validation "
         f"{objective.loss_name} {probe.validation.log_loss:.4f}, "
         f"{objective.measure_name} {probe.validation.accuracy:.4f}."
     )
@@ -116,12 +125,7 @@ def fine_tune(
         TrainingError: If the loss stops being a number at the chosen rate, or a way does not fit the backbone.
     """
     objective = data.objective
-    for way in ways:
-        if not fits(way, data):
-            raise TrainingError(
-                f"finetune.strategy: {way.name} is for texts with one class each; this is {data.train.kind} with "
-                f"{objective.task}. Use auto, lp_ft, gradual, full or probe."
-            )
+    refuse_what_does_not_fit(ways, data, recipe)
     model, backbone = next(models)
     flip = Flip(False, None)
     if recipe.augment and data.train.kind == "image":
@@ -129,21 +133,28 @@ def fine_tune(
     changes = {"image": augmentation(flip=flip.safe), "audio": augment_spectrogram}
     vary = changes.get(data.train.kind) if recipe.augment else None
     course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run)
+    runner = _Runner(ways[0], model, backbone, course)
     searches = isinstance(recipe.learning_rate, str)
     pilots: dict[str, list[Pilot]] = {}
+    if recipe.budget_s is not None:
+        per_way = TYPICAL_PILOTS if searches else int(len(ways) > 1)
+        course.recipe = course.within_budget(runner, ways, per_way * len(ways))
+        runner.reset()
+        if not course.recipe.epochs:
+            why = f"finetune.budget_s: {recipe.budget_s:g} is too little for short runs and one epoch."
+            return model, probe_only(probe, objective, why)
     if searches or len(ways) > 1:
         for number, way in enumerate(ways):
             if number:
                 model, backbone = next(models)
+                runner = _Runner(way, model, backbone, course)
             rates = way.rates if isinstance(recipe.learning_rate, str) else (recipe.learning_rate,)
-            runner = _Runner(way, model, backbone, course)
             pilots[way.name] = course.run_pilots(runner, rates)
     way = choose_way(ways, pilots)
     rate = choose_rate(pilots[way.name]) if way.name in pilots else float(recipe.learning_rate)
     if len(ways) > 1:
         log.info("%s did best in its pilots and gets the whole run", way.name)
         model, backbone = next(models)
-    if len(ways) > 1 or not pilots:  # else the runner of the pilots, which knows how the model was before them
         runner = _Runner(way, model, backbone, course)
     evidence = course.rehearse(runner, rate) if len(ways) > 1 else []
     history = course.run(runner, rate)
@@ -170,6 +181,8 @@ def fine_tune(
             "chirality_limit": CHIRALITY_LIMIT,
         },
         "optimizer": "AdamW",
+        "epochs": course.recipe.epochs,
+        "averaged_epochs": history.averaged_epochs,
         "steps_per_epoch": course.everything.steps_per_epoch,
         "trained_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
         "history": [asdict(epoch) for epoch in history.epochs],
@@ -278,18 +291,50 @@ class _Course:
             if is_text
             else np.arange(len(data.validation.labels))
         )
+        self.objective = SOFT_CLASSES if recipe.softens and data.objective.labels_are_indices else data.objective
         self.everything = self._batches(data.train, np.arange(len(data.train.labels)), self._lengths)
         self.judged = self._batches(data.validation, by_length, None)
         self.judged_labels = data.validation.labels[by_length]
 
     def _batches(self, source: Source, rows: Labels, lengths: Labels | None) -> Batches:
         recipe = self.recipe
-        return Batches(source, rows, self.data.prepare, recipe.batch_size, recipe.seed, self.vary, lengths)
+        vary_batch = self._soften if recipe.softens else None
+        return Batches(
+            source, rows, self.data.prepare, recipe.batch_size, recipe.seed, self.vary, lengths, vary_batch=vary_batch
+        )
+
+    def _soften(self, inputs: Any, labels: tf.Tensor, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        recipe, data = self.recipe, self.data
+        if data.objective.task != REGRESSION:
+            labels = smooth(labels, data.classes, recipe.label_smoothing)
+        return mix(inputs, labels, seed, recipe.mixup) if recipe.mixup else (inputs, labels)
+
+    def within_budget(self, runner: "_Runner", ways: tuple[Way, ...], pilots: int) -> Recipe:
+        """Return the recipe with as many epochs as `budget_s` allows beside so many pilots; perhaps none.
+
+        How fast it goes is measured once and kept in scratch, so that a run that is interrupted keeps to its plan.
+        """
+        recipe, file = self.recipe, self._scratch / BUDGET
+        kept = read_json(file) if file.exists() else {}
+        if kept.get("run") != self._run:
+            step_s = _seconds_per_step(runner, self.everything)
+            # Validation has no backward pass, which is two thirds of a step.
+            per_epoch = self.everything.steps_per_epoch + len(self.judged.rows) / recipe.batch_size / 3.0
+            rehearsals = folds_to_judge(len(self.data.train.labels), len(self.judged.rows)) if len(ways) > 1 else 0
+            steps = float(recipe.budget_s or 0.0) / step_s
+            epochs = epochs_within(
+                steps, recipe.epochs, steps_per_epoch=per_epoch, pilots=pilots, rehearsals=rehearsals
+            )
+            log.info("a step takes %.3f s: %d epochs in %g s", step_s, epochs, recipe.budget_s)
+            kept = {"run": self._run, "epochs": epochs}
+            write_json(file, kept)
+        return replace(recipe, epochs=kept["epochs"])
 
     def plan(self, runner: "_Runner", epochs: int, steps_per_epoch: int, rate: float, patience_epochs: int) -> Plan:
         total = epochs * steps_per_epoch
         warmup = max(1, round(WARMUP_FRACTION * total))
-        return Plan(epochs, steps_per_epoch, rate, warmup, patience_epochs, runner.unfreezing(total))
+        soup = self.recipe.soup
+        return Plan(epochs, steps_per_epoch, rate, warmup, patience_epochs, soup, runner.unfreezing(total))
 
     def run(self, runner: "_Runner", rate: float) -> History:
         """Give `runner` the whole run at peak rate `rate`."""
@@ -350,8 +395,7 @@ class _Course:
             lengths = self._lengths
             held_out = held_out if lengths is None else held_out[np.argsort(lengths[held_out], kind="stable")]
             judges.append((everything.of(held_out), data.train.labels[held_out]))
-        whole = self.recipe.epochs * self.everything.steps_per_epoch
-        steps = max(1, min(PILOT_STEPS_MOST, round(PILOT_FRACTION * whole)))
+        steps = pilot_steps(self.recipe.epochs * self.everything.steps_per_epoch)
         file = self._scratch / PILOTS
         kept = read_json(file) if file.exists() else {}
         known = kept["pilots"] if kept.get("run") == self._run else {}
@@ -389,8 +433,8 @@ class _Runner:
             multipliers = np.ones(len(learner.trainable_variables), np.float32)  # `unfreezing` sets them at every step
         elif course.recipe.layer_decay < 1.0 and not way.lora_rank:
             multipliers = decayed_multipliers(levels(learner, LEVELS), course.recipe.layer_decay)
-        objective = LIKENESS if way.contrastive else course.data.objective
-        self.trainer = Trainer(learner, objective, multipliers=multipliers)
+        objective = LIKENESS if way.contrastive else course.objective
+        self.trainer = Trainer(learner, objective, l2_sp=course.recipe.l2_sp, multipliers=multipliers)
         self._untouched = self.trainer.state()
 
     def reset(self) -> None:
@@ -409,7 +453,7 @@ class _Runner:
 
     def batches(self, everything: Batches) -> Batches:
         """Return the batches this way learns from."""
-        return replace(everything, in_pairs=True) if self.way.contrastive else everything
+        return replace(everything, in_pairs=True, vary_batch=None) if self.way.contrastive else everything
 
     def finish_head(self) -> None:
         """Solve the head on the features as they are now, if it did not learn with them."""
@@ -439,6 +483,17 @@ class _Runner:
     def unfreezing(self, total_steps: int) -> Callable[[int], NDArray[np.float32]] | None:
         """Return which weights learn when, in a run of `total_steps`; None if all do at any time."""
         return gradual_multipliers(levels(self.trainer.model, GROUPS), total_steps) if self.way.gradual else None
+
+
+def _seconds_per_step(runner: _Runner, batches: Batches) -> float:
+    """Return how long a training step takes, its input included: the median of three after one that compiles."""
+    runner.begin(batches.rows)
+    seconds, began = [], time.monotonic()
+    for inputs, labels in runner.batches(batches).training_steps(4):
+        runner.trainer.step(inputs, labels, 0.0)
+        seconds.append(time.monotonic() - began)
+        began = time.monotonic()
+    return float(np.median(seconds[1:]))
 
 
 def _pilot(

@@ -11,6 +11,7 @@ import tasks.backbone
 import tasks.embed
 import tasks.finetune
 from regraft.data.records import Example, open_split, write_prepared
+from regraft.errors import TrainingError
 from regraft.files import read_json, write_json
 from regraft.paths import Paths
 from regraft.settings import BackboneSettings, EmbedSettings, FinetuneSettings
@@ -108,3 +109,16 @@ def test_the_probe_answers_in_the_unit_of_the_target_and_so_does_the_model_that_
     assert (classifier.task, classifier.labels) == (test.task, test.class_names)
     if classifier.task == "regression":
         assert (np.abs(outputs.mean(axis=0) - test.labels.mean(axis=0)) < 2 * spread).all()
+
+
+def test_options_for_classes_train_labels_and_are_refused_for_real_values(paths):
+    task = open_split(paths.prepared, "train").task
+    common = {"strategy": "lp_ft", "epochs": 1, "batch_size": 8, "learning_rate": 1.0e-3}
+    for option in ({"label_smoothing": 0.1}, {"class_weights": "balanced"}):
+        chosen = FinetuneSettings(**common, **option)
+        if task == "regression":
+            with pytest.raises(TrainingError, match=f"finetune.{next(iter(option))} is for classes and labels"):
+                tasks.finetune.run(chosen, SEED, paths)
+        else:
+            tasks.finetune.run(chosen, SEED, paths)
+            assert np.isfinite(load_classifier(paths.model, paths.backbones).bias).all()
