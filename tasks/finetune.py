@@ -164,7 +164,7 @@ def _report_decision(
     write_json(paths.reports / "training.json", {**decision, "options": options, **reported})
     selection = {
         "probe": reported["probe"]["validation"],
-        "tried": objective.reported(tuned.competition),
+        "tried": reported["tried"],
         "comparison": reported.get("comparison"),
     }
     write_json(paths.reports / "selection.json", {**decision, **selection})

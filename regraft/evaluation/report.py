@@ -166,6 +166,7 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         table_classes=_TABLE_CLASSES,
         pictures={name: {"light": _data_url(plots[name]), "dark": _data_url(dark[name])} for name in dark},
         training_lines=_training_lines(facts),
+        strategies=_strategies(facts.training),
         splits=_splits(facts),
         data_facts=_data_facts(facts),
         rejects=rejects[:_REJECTS],
@@ -510,6 +511,24 @@ def _training_lines(facts: Facts) -> list[str]:
             f"{_NOUNS[facts.data['kind']]}s a second, {timing['finetune_seconds']:.0f} s in all."
         )
     return lines
+
+
+def _strategies(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each strategy that short runs tried, the best first: what its best rate came to."""
+    rows = []
+    for tried in training["tried"]:
+        loss = next(name for name in ("log_loss", "squared_error") if name in tried)
+        best = min((run for run in tried["pilots"] if run[loss] is not None), key=lambda run: run[loss], default=None)
+        rows.append(
+            {
+                "name": tried["strategy"],
+                "loss": best and best[loss],
+                "rate": best and f"{best['rate']:g}",
+                "runs": len(tried["pilots"]),
+                "ships": tried["strategy"] == training["shipped"],
+            }
+        )
+    return sorted(rows, key=lambda row: math.inf if row["loss"] is None else row["loss"])
 
 
 def _settings(facts: Facts) -> list[tuple[str, str]]:

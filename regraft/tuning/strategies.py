@@ -69,7 +69,6 @@ class Tuned:
     Attributes:
         shipped: "probe" or the name of a way.
         why: One sentence with the numbers that decided.
-        competition: What each way came to in its pilots, ready for JSON; empty if there was but one way.
         facts: For the report, ready for JSON: the same for the same data and seed.
         history: Of the final fine-tuning run; None if there was none.
     """
@@ -78,7 +77,6 @@ class Tuned:
     why: str
     facts: dict[str, Any]
     history: History | None
-    competition: tuple[dict[str, Any], ...] = ()
 
 
 def probe_only(probe: Probe, objective: Objective = CLASSES, reason: str = "Strategy probe.") -> Tuned:
@@ -88,7 +86,7 @@ def probe_only(probe: Probe, objective: Objective = CLASSES, reason: str = "Stra
         f"{objective.loss_name} {probe.validation.log_loss:.4f}, "
         f"{objective.measure_name} {probe.validation.accuracy:.4f}."
     )
-    return Tuned("probe", why, {"history": [], "best_epoch": 0}, None)
+    return Tuned("probe", why, {"history": [], "best_epoch": 0, "tried": ()}, None)
 
 
 def fine_tune(
@@ -170,6 +168,11 @@ def fine_tune(
     )
     if not verdict.prefers_tuned:
         runner.reset()
+    competition = tuple(
+        {"strategy": name, "log_loss": min(_losses(runs), default=None), "pilots": [asdict(pilot) for pilot in runs]}
+        for name, runs in pilots.items()
+        if len(ways) > 1
+    )
     facts = {
         "learning_rate": rate,
         "learning_rate_chosen_by": "pilot runs" if searches else "settings",
@@ -188,12 +191,9 @@ def fine_tune(
         "history": [asdict(epoch) for epoch in history.epochs],
         "best_epoch": history.best_epoch,
         "lowest_epoch": history.lowest_epoch,
+        "tried": competition,
         "comparison": {**asdict(verdict), "cross_validation_folds": len(evidence) - 1},
     }
-    competition = tuple(
-        {"strategy": name, "log_loss": min(_losses(runs), default=None), "pilots": [asdict(pilot) for pilot in runs]}
-        for name, runs in pilots.items()
-    )
     why = verdict.sentence(history.best_epoch, objective)
     if len(ways) > 1:
         tried = ", ".join(
@@ -202,7 +202,7 @@ def fine_tune(
         )
         why = f"{why} Of the strategies tried in short runs {way.name} was best (held-out loss: {tried})."
     shipped = way.name if verdict.prefers_tuned else "probe"
-    return model, Tuned(shipped, why, facts, history, competition if len(ways) > 1 else ())
+    return model, Tuned(shipped, why, facts, history)
 
 
 def choose_way(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> Way:

@@ -58,6 +58,7 @@ def facts_of(labels, predicted, probe, class_names, *, kind="image", shipped="lp
             "probe": {"validation": {"accuracy": 0.88, "log_loss": 0.5}},
             "shipped": shipped,
             "why": "Because of this and that.",
+            "tried": [],
             **(tuned if shipped == "lp_ft" else {"history": [], "best_epoch": 0}),
         },
         data={
@@ -91,6 +92,19 @@ def facts_of(labels, predicted, probe, class_names, *, kind="image", shipped="lp
 
 def page_of(facts):
     return render_report(facts, draw_plots(facts))
+
+
+def test_strategies_that_were_tried_are_shown_the_best_first():
+    facts = facts_of(LABELS, BETTER, PROBE, ["a", "b", "c"])
+    runs = {
+        "gradual": [{"rate": 1e-4, "log_loss": 0.31}, {"rate": 3e-4, "log_loss": None}],
+        "lora": [{"rate": 1e-2, "log_loss": None}],
+        "lp_ft": [{"rate": 1e-4, "log_loss": 0.41}, {"rate": 3e-4, "log_loss": 0.25}],
+    }
+    tried = [{"strategy": name, "log_loss": None, "pilots": pilots} for name, pilots in runs.items()]
+    page = page_of(replace(facts, training={**facts.training, "tried": tried}))
+    assert "lp_ft, which ships 0.2500 0.0003 2 gradual 0.3100 0.0001 2 lora diverged – 1" in text_of(page)
+    assert "in short runs" not in page_of(facts)
 
 
 def text_of(page):

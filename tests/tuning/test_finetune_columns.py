@@ -115,7 +115,7 @@ def test_options_for_classes_train_labels_and_are_refused_for_real_values(paths)
     task = open_split(paths.prepared, "train").task
     common = {"strategy": "lp_ft", "epochs": 1, "batch_size": 8, "learning_rate": 1.0e-3}
     for option in ({"label_smoothing": 0.1}, {"class_weights": "balanced"}):
-        chosen = FinetuneSettings(**common, **option)
+        chosen = FinetuneSettings.model_validate(common | option)
         if task == "regression":
             with pytest.raises(TrainingError, match=f"finetune.{next(iter(option))} is for classes and labels"):
                 tasks.finetune.run(chosen, SEED, paths)
