@@ -24,7 +24,7 @@ from regraft.tuning.batches import Source
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
 from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
-from regraft.tuning.recipes import WAYS, Data, Recipe, competitors, epochs_for
+from regraft.tuning.recipes import WAYS, Data, Recipe, Way, competitors, epochs_for, from_nothing
 from regraft.tuning.solvers import Features
 from regraft.tuning.strategies import (
     CHECKPOINT,
@@ -92,12 +92,13 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         return extractor, graft(extractor.model, probe.kernel, probe.bias)
 
     extractor, model = build()
+    pretrained = extractor.card.is_pretrained
     if finetune.strategy == "probe":
         tuned = probe_only(probe, objective)
     else:
         scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
         recipe = Recipe(
-            epochs=epochs_for(len(train), finetune.batch_size) if finetune.epochs == "auto" else finetune.epochs,
+            epochs=_epochs(finetune, len(train), pretrained),
             batch_size=finetune.batch_size,
             learning_rate=finetune.learning_rate,
             patience_epochs=finetune.patience_epochs,
@@ -109,8 +110,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
         )
-        auto = finetune.strategy == "auto"
-        ways = competitors(data, has_attention=has_attention(model)) if auto else (WAYS[finetune.strategy],)
+        ways = _ways(finetune, data, model, pretrained)
 
         def models() -> Iterator[tuple[keras.Model, keras.Model]]:
             nonlocal extractor
@@ -136,6 +136,18 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     if finetune.strategy != "probe":
         for name in CHECKPOINTS:
             (scratch / name).unlink(missing_ok=True)
+
+
+def _epochs(finetune: FinetuneSettings, examples: int, pretrained: bool) -> int:
+    if finetune.epochs == "auto":
+        return epochs_for(examples, finetune.batch_size, pretrained=pretrained)
+    return finetune.epochs
+
+
+def _ways(finetune: FinetuneSettings, data: Data, model: keras.Model, pretrained: bool) -> tuple[Way, ...]:
+    auto = finetune.strategy == "auto"
+    ways = competitors(data, has_attention=has_attention(model)) if auto else (WAYS[finetune.strategy],)
+    return ways if pretrained else tuple(from_nothing(way) for way in ways)
 
 
 def _report_decision(paths: Paths, strategy: str, probe: Probe, tuned: Tuned, objective: Objective) -> None:
