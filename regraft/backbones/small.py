@@ -54,8 +54,9 @@ class SmallCNN(keras_hub.models.Backbone):
 class SmallRNN(keras_hub.models.Backbone):
     """A table of words and a GRU in each direction: int32 (batch, tokens) to float32 (batch, tokens, 2 * hidden_dim).
 
-    Inputs are {"token_ids", "padding_mask"}; neither GRU is moved by tokens whose mask is 0. Cho et al., 2014
-    (arXiv:1406.1078); in both directions, Schuster & Paliwal, 1997.
+    Inputs are {"token_ids", "padding_mask"}; neither GRU is moved by tokens whose mask is 0. Their states are scaled to
+    a deviation of one, because a head solved on small features has large weights, and is too sure of itself as soon as
+    training moves the features. Cho et al., 2014 (arXiv:1406.1078); in both directions, Schuster & Paliwal, 1997.
 
     Args:
         vocabulary_size: Rows of the table.
@@ -76,9 +77,10 @@ class SmallRNN(keras_hub.models.Backbone):
             )  # fmt: skip
             states = gru(words, mask=is_real)
             directions.append(keras.ops.flip(states, axis=1) if name == "backward" else states)
+        states = keras.ops.concatenate(directions, axis=-1)
         super().__init__(
             inputs={"token_ids": token_ids, "padding_mask": padding_mask},
-            outputs=keras.ops.concatenate(directions, axis=-1),
+            outputs=keras.layers.LayerNormalization(dtype=dtype, name="norm")(states),
             dtype=dtype,
             **kwargs,
         )
