@@ -18,14 +18,14 @@ from regraft.backbones.extractor import build_extractor
 from regraft.backbones.features import describe
 from regraft.backbones.fetch import available_offline, fetch
 from regraft.backbones.small import FIRST_WORD, HashedWords
-from regraft.data.records import Example, write_prepared
+from regraft.data.records import Example, open_split, write_prepared
 from regraft.files import read_json, write_json
 from regraft.paths import Paths
 from regraft.registry.serving import export_saved_model, largest_difference, load_served
 from regraft.settings import BackboneSettings, EmbedSettings, FinetuneSettings
-from regraft.tuning.classifier import Classifier, graft
+from regraft.tuning.classifier import Classifier, graft, load_classifier
 from regraft.tuning.loop import freeze_statistics_and_tables
-from tests.tuning.sources import stripes
+from tests.tuning.sources import png
 
 NAMES = ("cnn_small", "rnn_small")
 TEXTS = ["good day", "A much longer text, of 14 words or signs; it pads all others.", "", "übel \U0001f600"]
@@ -140,29 +140,33 @@ def test_the_model_for_texts_serves_without_tensorflow_text(extractors, tmp_path
     assert float(done.stdout) == pytest.approx(float(served.answers(["good day"])[0, 1]), abs=1e-6)
 
 
-def examples(kind, rows, seed):
-    for row, picture in enumerate(stripes(rows, side=24, seed=seed).inputs(range(rows))):
-        content = f"{('bad', 'good')[row % 2]} {'day ' * (row % 5)}{seed} {row}" if kind == "text" else picture
-        digest = hashlib.sha256(content.encode() if kind == "text" else content).hexdigest()
-        yield Example(digest, f"{seed}/{row}", ("no", "yes")[row % 2], content)
+def examples(kind, rows):
+    random = np.random.default_rng(rows)
+    for row in range(rows):
+        text = f"{('bad', 'good')[row % 2]} {'day ' * (row % 5)}{rows} {row}"
+        pixels = random.integers(0, 120, (24, 24, 3), dtype=np.uint8)
+        pixels[..., row % 2] += 120
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        yield Example(digest, f"{rows}/{row}", ("no", "yes")[row % 2], text if kind == "text" else png(pixels))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_stages_train_it_to_the_same_bytes_each_time(name, tmp_path, monkeypatch):
+def test_the_stages_train_it_and_store_what_it_learnt(name, tmp_path, monkeypatch):
     monkeypatch.delenv("REGRAFT_SCRATCH", raising=False)
     paths, kind = Paths(tmp_path), catalogue.find(name).kind
-    splits = {
-        split: list(examples(kind, rows, rows)) for split, rows in (("train", 48), ("validation", 20), ("test", 4))
-    }
+    sizes = {"train": 48, "validation": 20, "test": 4}
+    splits = {split: list(examples(kind, rows)) for split, rows in sizes.items()}
     write_prepared(paths.prepared, kind, ("no", "yes"), splits)
     write_json(paths.reports / "data.json", {"median_short_side_px": 24})
-    settings = FinetuneSettings(strategy="full", epochs=4, batch_size=8, learning_rate=1.0e-2, augment=False)
-    made = []
-    for _ in range(2):
-        tasks.backbone.run(BackboneSettings(name=name), 7, paths)
-        tasks.embed.run(EmbedSettings(image_size_px=32), paths)
-        tasks.finetune.run(settings, 7, paths)
-        made.append({file.name: file.read_bytes() for file in [*paths.model.iterdir(), *paths.features.iterdir()]})
-    assert made[0] == made[1]
+    tasks.backbone.run(BackboneSettings(name=name), 7, paths)
+    tasks.embed.run(EmbedSettings(image_size_px=32), paths)
+    settings = FinetuneSettings(strategy="full", epochs=4, batch_size=8, learning_rate=3.0e-3, augment=False)
+    tasks.finetune.run(settings, 7, paths)
     history = read_json(paths.reports / "training.json")["history"]
-    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
+    classifier = load_classifier(paths.model, paths.backbones)
+    test = open_split(paths.prepared, "test")
+    prepare = tf.function(classifier.extractor.prepare)
+    raw = tf.constant(test.inputs(range(4)))
+    prepared = prepare(raw) if kind == "text" else tf.stack([prepare(one) for one in raw])
+    assert (classifier.model.predict_on_batch(prepared).argmax(axis=1) == test.labels).all()
