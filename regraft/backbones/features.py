@@ -65,7 +65,7 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
     their bytes vary where their numbers, which `weights_sha256` is of, do not.
     """
     card, preset = extractor.card, extractor.preset
-    own = () if card.is_pretrained else (small,)
+    own = (small,) if any(type(layer).__module__ == small.__name__ for layer in extractor.model.layers) else ()
     return {
         "weights_sha256": card.weights_sha256,
         "kind": extractor.kind,
