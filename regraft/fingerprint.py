@@ -47,6 +47,7 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
     current = {
         "source": _source(paths, settings),
         "preset": _preset(paths, settings),
+        "seed_of_weights": _seed_of_weights(settings),
         "code": {stage: code_fingerprint(stage) for stage in stages},
     }
     write_json(paths.inputs, current)
@@ -81,6 +82,7 @@ def moved_inputs(paths: Paths, settings: Settings, stage: str) -> list[str]:
     now: dict[str, Callable[[], Any]] = {
         "source": lambda: _source(paths, settings),
         "preset": lambda: _preset(paths, settings),
+        "seed_of_weights": lambda: _seed_of_weights(settings),
         f"code.{stage}": lambda: code_fingerprint(stage),
     }
     planned = read_json(paths.inputs)
@@ -101,6 +103,11 @@ def _source(paths: Paths, settings: Settings) -> dict[str, Any]:
     if list(found) == [""]:
         return found[""].fingerprint(paths.state / "source-index.json")
     return {folder: source.fingerprint(paths.state / f"source-index-{folder}.json") for folder, source in found.items()}
+
+
+def _seed_of_weights(settings: Settings) -> int | None:
+    """Return the seed if the backbone begins from nothing, else None: another seed is no reason to fetch one again."""
+    return settings.seed if catalogue.begins_from_nothing(settings.backbone.name) else None
 
 
 def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:

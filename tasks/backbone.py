@@ -1,4 +1,4 @@
-"""Fetch the pretrained backbone and store it as a verified KerasHub preset."""
+"""Fetch the pretrained backbone, or begin one from nothing, and store it as a verified KerasHub preset."""
 
 import dataclasses
 import logging
@@ -11,8 +11,11 @@ from regraft.settings import BackboneSettings
 log = logging.getLogger(__name__)
 
 
-def run(backbone: BackboneSettings, paths: Paths) -> None:
-    """Write models/backbones/ and, for people, reports/backbone.json (what it is, its licence, where it came from)."""
-    card = fetch(backbone.name, paths.backbones, root=paths.root)
+def run(backbone: BackboneSettings, seed: int, paths: Paths) -> None:
+    """Write models/backbones/ and, for people, reports/backbone.json (what it is, its licence, where it came from).
+
+    The seed counts only for a network that begins from nothing.
+    """
+    card = fetch(backbone.name, paths.backbones, root=paths.root, seed=seed)
     write_json(paths.reports / "backbone.json", dataclasses.asdict(card))
     log.info("backbone %s: %.1f million parameters, from %s", card.name, card.parameters / 1e6, card.origin)

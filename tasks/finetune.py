@@ -25,7 +25,7 @@ from regraft.tuning.class_weights import log_weights
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
 from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
-from regraft.tuning.recipes import WAYS, Data, Recipe, competitors, epochs_for
+from regraft.tuning.recipes import WAYS, Data, Recipe, Way, competitors, epochs_for, from_nothing
 from regraft.tuning.solvers import Features
 from regraft.tuning.strategies import (
     BUDGET,
@@ -96,17 +96,17 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         return extractor, graft(extractor.model, probe.kernel, probe.bias)
 
     extractor, model = build()
+    pretrained = extractor.card.is_pretrained
     scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
     if finetune.strategy == "probe":
         tuned = probe_only(probe, objective)
     else:
-        recipe = _recipe(finetune, seed, len(train))
+        recipe = _recipe(finetune, seed, len(train), pretrained=pretrained)
         data = Data(learned, judged, train_features, validation_features, extractor.prepare, classes, objective)
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
         )
-        auto = finetune.strategy == "auto"
-        ways = competitors(data, has_attention=has_attention(model)) if auto else (WAYS[finetune.strategy],)
+        ways = _ways(finetune, data, model, pretrained=pretrained)
 
         def models() -> Iterator[tuple[keras.Model, keras.Model]]:
             nonlocal extractor
@@ -136,10 +136,11 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         (scratch / name).unlink(missing_ok=True)
 
 
-def _recipe(finetune: FinetuneSettings, seed: int, examples: int) -> Recipe:
+def _recipe(finetune: FinetuneSettings, seed: int, examples: int, *, pretrained: bool) -> Recipe:
     """Return what a person set, with the rules for so many training examples in place of `auto`."""
+    by_rule = epochs_for(examples, finetune.batch_size, pretrained=pretrained)
     return Recipe(
-        epochs=epochs_for(examples, finetune.batch_size) if finetune.epochs == "auto" else finetune.epochs,
+        epochs=by_rule if finetune.epochs == "auto" else finetune.epochs,
         batch_size=finetune.batch_size,
         learning_rate=finetune.learning_rate,
         patience_epochs=finetune.patience_epochs,
@@ -152,6 +153,13 @@ def _recipe(finetune: FinetuneSettings, seed: int, examples: int) -> Recipe:
         soup=finetune.soup,
         budget_s=finetune.budget_s,
     )
+
+
+def _ways(finetune: FinetuneSettings, data: Data, model: keras.Model, *, pretrained: bool) -> tuple[Way, ...]:
+    """Return the ways to fine-tune that compete, or the one that was set."""
+    auto = finetune.strategy == "auto"
+    ways = competitors(data, has_attention=has_attention(model)) if auto else (WAYS[finetune.strategy],)
+    return ways if pretrained else tuple(from_nothing(way) for way in ways)
 
 
 def _report_decision(

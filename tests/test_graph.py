@@ -21,7 +21,8 @@ def test_a_stage_depends_on_exactly_the_settings_its_function_takes(stage):
     from_outside = [
         key for name in STAGES[stage]["params"] if isinstance(name, dict) for key in name[".regraft/inputs.json"]
     ]
-    assert taken == listed | ({"download"} if "source" in from_outside else set())
+    entering = {"source": "download", "seed_of_weights": "seed"}  # fingerprints of settings, or of what they name
+    assert taken == listed | {setting for key, setting in entering.items() if key in from_outside}
 
 
 @pytest.mark.parametrize("stage", STAGES)

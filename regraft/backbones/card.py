@@ -13,6 +13,7 @@ from regraft.errors import BackboneError
 from regraft.files import read_json, write_json
 
 CARD = "regraft.json"
+UNTRAINED = "nothing"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Card:
         pooling: How positions become one vector: `average` (over real tokens only, for text).
         weights_sha256: Of the numbers (see `weights_digest`), not of the file around them; caches are keyed by it.
         origin: Where the weights came from, without any path of this machine.
+        source_dataset: What it was pretrained on; `UNTRAINED` if on nothing.
     """
 
     name: str
@@ -42,6 +44,11 @@ class Card:
     input_tokens: int | None = None
     offset: tuple[float, ...] = ()
     divisor: tuple[float, ...] = ()
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the weights have learnt anything; else they are random."""
+        return self.source_dataset != UNTRAINED
 
     def write(self, folder: Path) -> None:
         """Write the card into the preset `folder`."""

@@ -1,4 +1,4 @@
-"""The catalogue of backbones: what is known of each pretrained network before a byte of it is fetched."""
+"""The catalogue of backbones: what is known of each network before a byte of it is fetched."""
 
 import difflib
 import json
@@ -37,9 +37,17 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Weights from nowhere: they are drawn from the project's seed, for the `network` of that name in small.py."""
+
+    network: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """A row of the catalogue.
 
+    Of a network that begins from nothing there are no `files`, and nothing to `convert`.
     `input_size_px` and the normalisation `(pixel - offset) / divisor` (one number a channel, red, green, blue) hold for
     images; `input_tokens`, the longest text the network takes, for text.
     """
@@ -51,9 +59,9 @@ class Entry:
     pooling: str
     source_dataset: str
     licence: str
-    convert: str
-    files: tuple[WeightFile, ...]
-    origins: tuple[Origin, ...]
+    origins: tuple[Origin | Scratch, ...]
+    convert: str = ""
+    files: tuple[WeightFile, ...] = ()
     input_size_px: int | None = None
     input_tokens: int | None = None
     offset: tuple[float, ...] = ()
@@ -61,8 +69,13 @@ class Entry:
 
     @property
     def comes_installed(self) -> bool:
-        """Whether the weights arrive with this program's own dependencies, so that no network is needed."""
-        return any(origin.take == "installed" for origin in self.origins)
+        """Whether the weights arrive with this program or its own dependencies, so that no network is needed."""
+        return any(isinstance(origin, Scratch) or origin.take == "installed" for origin in self.origins)
+
+    @property
+    def scratch(self) -> Scratch | None:
+        """How the network begins from nothing; None if it is pretrained."""
+        return next((origin for origin in self.origins if isinstance(origin, Scratch)), None)
 
 
 @cache
@@ -123,6 +136,15 @@ def preset_folder(name: str, root: Path) -> Path | None:
     return folder
 
 
+def begins_from_nothing(name: str) -> bool:
+    """Return whether the initial weights of `name` are drawn from a seed; those of a preset never are.
+
+    Raises:
+        BackboneError: If the name is unknown.
+    """
+    return not name.startswith(PRESET) and find(name).scratch is not None
+
+
 def kind_of(name: str, root: Path) -> Kind:
     """Return the kind of data that `name` takes, from the catalogue or from the configuration of a preset.
 
@@ -144,8 +166,14 @@ def kind_of(name: str, root: Path) -> Kind:
 
 
 def _entry(name: str, row: dict[str, Any]) -> Entry:
-    row["files"] = tuple(WeightFile(**file) for file in row["files"])
-    row["origins"] = tuple(Origin(**origin) for origin in row["origins"])
+    row["files"] = tuple(WeightFile(**file) for file in row.get("files", ()))
+    row["origins"] = tuple(_origin(dict(origin)) for origin in row["origins"])
     row["offset"] = tuple(row.get("offset", ()))
     row["divisor"] = tuple(row.get("divisor", ()))
     return Entry(name=name, **row)
+
+
+def _origin(values: dict[str, Any]) -> Origin | Scratch:
+    if values["take"] == "scratch":
+        return Scratch(values["network"])
+    return Origin(**values)

@@ -1,4 +1,4 @@
-"""From raw input to features: one pretrained network with its own preparation of bytes or strings."""
+"""From raw input to features: one network with its own preparation of bytes or strings."""
 
 import math
 import warnings
@@ -11,6 +11,7 @@ import keras
 import keras_hub
 import tensorflow as tf
 
+from regraft.backbones import small  # also makes its classes known to `from_preset`
 from regraft.backbones.card import Card, read_card, stored_backbone, weights_digest
 from regraft.backbones.spectrogram import View, sound_preparation
 from regraft.data.pairs import SEPARATOR
@@ -46,6 +47,7 @@ class Extractor:
         view: How recordings are looked at; None for images and text.
         preset: The folder the backbone was loaded from.
         pair: Names of the two texts, if it takes pairs of them (as one string, see `regraft.data.pairs`).
+        needs_tensorflow_text: Whether `prepare` has operations of that library in it.
     """
 
     kind: Literal["image", "text", "audio"]
@@ -57,6 +59,7 @@ class Extractor:
     max_tokens: int | None = None
     view: View | None = None
     pair: tuple[str, ...] = ()
+    needs_tensorflow_text: bool = False
 
     @property
     def feature_size(self) -> int:
@@ -122,9 +125,13 @@ def build_extractor(
     tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(folder))
     prepare = text_preparation(tokenizer, longest)
     if pair:
-        model = pair_model(backbone)
-        return Extractor("text", card, model, pair_preparation(prepare), folder, max_tokens=longest, pair=tuple(pair))
-    return Extractor("text", card, text_model(backbone), prepare, folder, max_tokens=longest)
+        model, prepare = pair_model(backbone), pair_preparation(prepare)
+    else:
+        model = text_model(backbone)
+    needs = not isinstance(tokenizer, small.HashedWords)
+    return Extractor(
+        "text", card, model, prepare, folder, max_tokens=longest, pair=tuple(pair or ()), needs_tensorflow_text=needs
+    )
 
 
 def load_backbone(folder: Path) -> keras_hub.models.Backbone:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from regraft.backbones import extractor as extractor_module
-from regraft.backbones import spectrogram
+from regraft.backbones import small, spectrogram
 from regraft.backbones.card import CARD, sha256
 from regraft.backbones.extractor import MOST_TOKENS, Extractor
 from regraft.data import audio, images, waveform
@@ -65,6 +65,7 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
     their bytes vary where their numbers, which `weights_sha256` is of, do not.
     """
     card, preset = extractor.card, extractor.preset
+    own = (small,) if any(type(layer).__module__ == small.__name__ for layer in extractor.model.layers) else ()
     return {
         "weights_sha256": card.weights_sha256,
         "kind": extractor.kind,
@@ -88,7 +89,7 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
         },
         "code": [
             sha256(Path(str(module.__file__)))
-            for module in (extractor_module, images, *((spectrogram, waveform, audio) if extractor.view else ()))
+            for module in (extractor_module, *own, images, *((spectrogram, waveform, audio) if extractor.view else ()))
         ]
         + [sha256(Path(__file__))],
     }

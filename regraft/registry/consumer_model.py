@@ -1,7 +1,7 @@
 """The registered model as consumers load it: raw images, recordings or texts in, labels or values out.
 
 MLflow stores this file with every version ("models from code") and runs it in the consumer's process, where this
-project is not installed. So it imports only mlflow, numpy, pandas and tensorflow (and tensorflow_text for texts);
+project is not installed. So it imports only mlflow, numpy, pandas and tensorflow (and tensorflow_text for most texts);
 TensorFlow only when the model is loaded, because registering a version runs this file too.
 """
 
@@ -38,7 +38,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         self.pair: list[str] = facts.get("pair", [])
         import tensorflow as tf
 
-        if self.kind == "text":
+        if facts.get("tensorflow_text", self.kind == "text"):
             import tensorflow_text  # noqa: F401  (registers the tokenizer's operations)
         self.tf = tf
         self.exported = tf.saved_model.load(str(folder / "saved_model"))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.data.pairs import as_columns
 from regraft.errors import RegistryError
-from regraft.files import read_object, write_json
+from regraft.files import read_json, read_object, write_json
 from regraft.measures import headline
 from regraft.paths import Paths
 from regraft.registry import published, tracking
@@ -250,18 +250,18 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
         artifacts={"serving": str(release.paths.serving)},
         signature=ModelSignature(inputs=Schema(given), outputs=Schema(answered)),
         input_example=pd.DataFrame(example),
-        pip_requirements=_requirements(release.kind),
+        pip_requirements=_requirements(read_json(release.paths.serving / "labels.json")),
     )
 
 
-def _requirements(kind: str) -> list[str]:
-    """Return what a consumer needs, at the versions that made the model."""
+def _requirements(facts: dict[str, Any]) -> list[str]:
+    """Return what a consumer of the exported model that says `facts` needs, at the versions that made it."""
     pinned = [f"{name}=={version(name)}" for name in ("mlflow", "numpy", "pandas")]
     try:
         pinned.append(f"tensorflow=={version('tensorflow')}")
     except PackageNotFoundError:  # the CPU build is a distribution of its own
         pinned.append(f"tensorflow-cpu=={version('tensorflow-cpu')}")
-    if kind == "text":
+    if facts.get("tensorflow_text", facts["kind"] == "text"):
         pinned.append(f"tensorflow-text=={version('tensorflow-text')}")
     return pinned
 

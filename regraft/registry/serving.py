@@ -1,6 +1,6 @@
 """The exported model: a TensorFlow SavedModel from raw input (images, WAV files or strings) to probabilities or values.
 
-Everything between a file and an answer is inside the graph, so a consumer needs `tensorflow` (for text also
+Everything between a file and an answer is inside the graph, so a consumer needs `tensorflow` (for text mostly also
 `tensorflow_text`) and none of this project:
 
     tf.saved_model.load("models/serving/saved_model").serve(tf.constant([encoded_image]))["probabilities"]
@@ -137,8 +137,12 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     # It holds a random identifier and nothing that loading needs; without it the same model gives the same files.
     (saved_model / "fingerprint.pb").unlink(missing_ok=True)
 
-    facts = {"kind": kind, "labels": list(classifier.labels), "task": classifier.task}
-    write_json(directory / LABELS, {**facts, **({"pair": list(extractor.pair)} if extractor.pair else {})})
+    facts: dict[str, Any] = {"kind": kind, "labels": list(classifier.labels), "task": classifier.task}
+    if extractor.pair:
+        facts["pair"] = list(extractor.pair)
+    if kind == "text" and not extractor.needs_tensorflow_text:
+        facts["tensorflow_text"] = False
+    write_json(directory / LABELS, facts)
     raw = example.encode() if isinstance(example, str) else example
     (directory / INPUT_EXAMPLES[kind]).write_bytes(raw)
     taken = {"image": "images", "text": "texts", "audio": "WAV files"}[kind]
@@ -157,7 +161,7 @@ def load_served(directory: Path) -> ServedModel:
         raise RegistryError(
             f"{directory} holds no exported model ({LABELS} is missing). Run `regraft run` to make one."
         ) from None
-    if facts["kind"] == "text":
+    if facts.get("tensorflow_text", facts["kind"] == "text"):
         import tensorflow_text  # noqa: F401  (registers the tokenizer's operations)
     with _quiet():
         loaded = tf.saved_model.load(str(directory / SAVED_MODEL))

@@ -1,7 +1,7 @@
 """What fine-tuning is given: the examples, what a person set, and the ways there are to do it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -14,6 +14,8 @@ from regraft.tuning.solvers import Features
 
 # Peak rates of AdamW worth trying, a factor of about three apart.
 RATES = (1.0e-5, 3.0e-5, 1.0e-4, 3.0e-4, 1.0e-3)
+# Weights that begin from nothing have further to go.
+RATES_FROM_NOTHING = (1.0e-4, 3.0e-4, 1.0e-3, 3.0e-3, 1.0e-2)
 # The few weights of LoRA begin at zero and bear steps ten times as long.
 LORA_RATES = (1.0e-4, 3.0e-4, 1.0e-3, 3.0e-3, 1.0e-2)
 
@@ -128,15 +130,23 @@ PILOT_STEPS_MOST = 100
 JUDGING_FOLDS = 4
 ENOUGH_TO_DECIDE = 200
 FEWEST_EPOCHS, MOST_EPOCHS = 4, 20
+STEPS_FROM_NOTHING, MOST_EPOCHS_FROM_NOTHING = 1500, 60
 
 
-def epochs_for(examples: int, batch_size: int) -> int:
+def epochs_for(examples: int, batch_size: int, *, pretrained: bool = True) -> int:
     """Return how many epochs `epochs: auto` allows: enough for `LEAST_STEPS` steps, from 4 to 20.
 
-    As in BiT-HyperRule (arXiv:1912.11370) steps are what counts: few examples need more passes to come as far.
+    As in BiT-HyperRule (arXiv:1912.11370) steps are what counts: few examples need more passes to come as far. A
+    network that begins from nothing gets `STEPS_FROM_NOTHING` in at most `MOST_EPOCHS_FROM_NOTHING`.
     """
+    least, most = (LEAST_STEPS, MOST_EPOCHS) if pretrained else (STEPS_FROM_NOTHING, MOST_EPOCHS_FROM_NOTHING)
     steps = max(1, examples // batch_size)
-    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-LEAST_STEPS // steps)))
+    return min(most, max(FEWEST_EPOCHS, -(-least // steps)))
+
+
+def from_nothing(way: Way) -> Way:
+    """Return `way` as it is tried on a backbone that never learnt anything."""
+    return replace(way, rates=RATES_FROM_NOTHING)
 
 
 def pilot_steps(total_steps: int) -> int:

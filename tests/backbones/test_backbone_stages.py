@@ -29,7 +29,7 @@ def project(tmp_path):
     make_text_preset(tmp_path / "presets" / "words")
     make_image_preset(tmp_path / "presets" / "pictures")
     prepare(paths, SENTENCES)
-    backbone.run(BackboneSettings(name="preset:presets/words"), paths)
+    backbone.run(BackboneSettings(name="preset:presets/words"), 7, paths)
     return paths
 
 
@@ -80,7 +80,7 @@ def test_a_second_run_needs_no_forward_pass_and_gives_the_same_bytes(project, ca
 
 
 def test_a_backbone_for_another_kind_of_data_is_refused_with_the_fitting_ones(project):
-    backbone.run(BackboneSettings(name="preset:presets/pictures"), project)
+    backbone.run(BackboneSettings(name="preset:presets/pictures"), 7, project)
     with pytest.raises(BackboneError) as caught:
         embed.run(EmbedSettings(), project)
     assert "pictures takes image data, but the prepared data is text" in str(caught.value)

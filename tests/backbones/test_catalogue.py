@@ -14,6 +14,7 @@ def test_every_row_says_where_its_files_come_from_and_how_to_know_them():
         assert entry.name == name
         assert entry.origins, name
         assert entry.licence, name
+        assert bool(entry.files) == bool(entry.convert) == (entry.scratch is None), name
         assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) and file.bytes > 0 for file in entry.files), name
         assert (entry.kind == "image") == (entry.input_size_px is not None) == (len(entry.offset) == 3), name
 
@@ -26,8 +27,14 @@ def test_a_misspelt_name_is_answered_with_the_nearest_one_and_the_list():
 
 
 def test_names_can_be_listed_by_kind():
-    assert catalogue.names("text") == ["all_minilm_l6_v2"]
+    assert catalogue.names("text") == ["all_minilm_l6_v2", "rnn_small"]
     assert catalogue.kind_of("efficientnet_lite0_imagenet", root=catalogue.CATALOGUE.parent) == "image"
+
+
+def test_only_networks_that_begin_from_nothing_depend_on_the_seed():
+    scratch = [name for name in catalogue.names() if catalogue.begins_from_nothing(name)]
+    assert scratch == ["cnn_small", "rnn_small"]
+    assert not catalogue.begins_from_nothing("preset:cnn_small")
 
 
 @pytest.mark.parametrize(("config", "kind"), [({"vocabulary_size": 9}, "text"), ({"image_shape": [8, 8, 3]}, "image")])

@@ -46,7 +46,7 @@ def project(request, tmp_path_factory):
     write_prepared(paths.prepared, kind, names, splits, task=task)
     write_json(paths.reports / "data.json", {"median_short_side_px": 24})
     (make_image_preset if kind == "image" else make_text_preset)(paths.root / "preset")
-    tasks.backbone.run(BackboneSettings(name="preset:preset"), paths)
+    tasks.backbone.run(BackboneSettings(name="preset:preset"), SEED, paths)
     tasks.embed.run(EmbedSettings(image_size_px=32), paths)
     return paths
 

@@ -43,7 +43,7 @@ def make_project(root, kind):
     write_json(paths.reports / "data.json", {"median_short_side_px": 24})
     make = make_image_preset if kind == "image" else make_text_preset
     make(root / "preset")
-    tasks.backbone.run(BackboneSettings(name="preset:preset"), paths)
+    tasks.backbone.run(BackboneSettings(name="preset:preset"), SEED, paths)
     tasks.embed.run(EmbedSettings(image_size_px=32), paths)
     return paths
 

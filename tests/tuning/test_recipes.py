@@ -1,18 +1,31 @@
 """Settings that follow from the data, the ways that fit it, and what contrastive learning asks for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from regraft.tuning.batches import paired_order
 from regraft.tuning.objective import LIKENESS, OBJECTIVES
-from regraft.tuning.recipes import Data, competitors, epochs_for, folds_to_judge
+from regraft.tuning.recipes import RATES, WAYS, Data, competitors, epochs_for, folds_to_judge, from_nothing
 from tests.tuning.sources import InMemory
 
 
 @pytest.mark.parametrize(("examples", "epochs"), [(16, 20), (320, 20), (640, 10), (1600, 4), (100_000, 4)])
 def test_few_examples_get_more_epochs_within_limits(examples, epochs):
     assert epochs_for(examples, 32) == epochs
+
+
+@pytest.mark.parametrize(("examples", "epochs"), [(16, 60), (1600, 30), (16_000, 4)])
+def test_a_network_from_nothing_gets_more_steps(examples, epochs):
+    assert epochs_for(examples, 32, pretrained=False) == epochs
+
+
+def test_a_network_from_nothing_learns_at_higher_rates_and_else_alike():
+    for way in WAYS.values():
+        assert replace(from_nothing(way), rates=way.rates) == way
+        assert max(from_nothing(way).rates) > max(RATES)
 
 
 @pytest.mark.parametrize(
