@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from regraft import fingerprint
 from regraft.paths import REPOSITORY, Paths
-from regraft.settings import Settings
+from regraft.settings import BackboneSettings, DownloadSettings, Settings
 
 STAGES = YAML(typ="safe", pure=True).load((REPOSITORY / "dvc.yaml").read_text("utf-8"))["stages"]
 
@@ -77,12 +77,8 @@ def test_a_changed_default_of_a_section_is_code_of_the_stages_that_use_it(monkey
 def test_another_seed_makes_no_pretrained_backbone_stale(tmp_path):
     def recorded(name, seed):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        settings = Settings(
-            name="a",
-            seed=seed,
-            backbone={"name": name},
-            download={"source": "folder:empty"},  # type: ignore[arg-type]
-        )
+        source = DownloadSettings(source="folder:empty")
+        settings = Settings(name="a", seed=seed, backbone=BackboneSettings(name=name), download=source)
         fingerprint.refresh_inputs(Paths(tmp_path), settings, [])
         return json.loads(Paths(tmp_path).inputs.read_text("utf-8"))
 
