@@ -189,19 +189,21 @@ def _image_features(
     """Yield ids and features batch by batch.
 
     Every batch has the same shape, the last one filled up with black images: then the same instructions compute each
-    image, and its features do not depend on how many there are or which stand beside it.
+    image, and its features do not depend on how many there are or which stand beside it. The last place is always
+    filled up, because processors with vectors of 256 bits multiply the last row of a matrix by other instructions.
     """
     if not unknown:
         return
     shape = extractor.model.input_shape[1:]
-    forward = _compiled(extractor, tf.TensorSpec((batch_size, *shape), tf.float32))
+    places = batch_size + 1
+    forward = _compiled(extractor, tf.TensorSpec((places, *shape), tf.float32))
     pixels = tf.data.Dataset.from_generator(
         lambda: _contents(unknown), output_signature=tf.TensorSpec((), tf.string)
     ).map(extractor.prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     ids = iter(unknown)
     for batch in pixels.batch(batch_size).prefetch(2):
         rows = batch.shape[0]
-        filled = tf.pad(batch, [[0, batch_size - rows], *([0, 0] for _ in shape)])
+        filled = tf.pad(batch, [[0, places - rows], *([0, 0] for _ in shape)])
         yield [next(ids) for _ in range(rows)], forward(filled).numpy()[:rows]
 
 
@@ -232,8 +234,8 @@ def _text_features(
         rows = max(1, batch_size * TOKENS_PER_BATCH_ROW // bucket)
         for start in range(0, len(members), rows):
             batch = members[start : start + rows]
-            token_ids = np.zeros((rows, *sides, bucket), np.int32)
-            padding_mask = np.zeros((rows, *sides, bucket), np.int32)
+            token_ids = np.zeros((rows + 1, *sides, bucket), np.int32)
+            padding_mask = np.zeros_like(token_ids)
             padding_mask[..., 0] = 1  # rows that fill up the batch attend to something, so that they compute no NaN
             for place, (_, own, mask) in enumerate(batch):
                 token_ids[place, ..., : own.shape[-1]] = own
