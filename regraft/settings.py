@@ -106,6 +106,16 @@ class FinetuneSettings(Section):
     patience_epochs: Annotated[int, Field(ge=1)] = 2
     augment: bool = True
     layer_decay: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @model_validator(mode="after")
+    def _pairs_need_whole_batches(self) -> "FinetuneSettings":
+        if self.strategy == "contrastive" and self.accumulate > 1:
+            raise ValueError(
+                "accumulate must be 1 with strategy contrastive, which compares all examples of a batch with each other"
+            )
+        return self
 
 
 class EvaluateSettings(Section):

@@ -52,6 +52,7 @@ class Recipe:
         augment: Whether training images and recordings are varied.
         layer_decay: Rate of a layer over that of the layer above it, see `layers.decayed_multipliers`; in (0, 1].
         seed: Decides order, augmentation and dropout.
+        accumulate: In how many slices a batch is worked through, see `loop.Trainer`.
     """
 
     epochs: int
@@ -61,6 +62,7 @@ class Recipe:
     augment: bool
     seed: int
     layer_decay: float = 1.0
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def fits(way: Way, data: Data) -> bool:
     return not way.contrastive or (data.train.kind == "text" and data.objective.task == CLASSIFICATION)
 
 
-def competitors(data: Data, *, has_attention: bool) -> tuple[Way, ...]:
+def competitors(data: Data, *, has_attention: bool, accumulate: int = 1) -> tuple[Way, ...]:
     """Return the ways that `strategy: auto` tries out, besides the probe.
 
     `full` is left out: it differs from `lp_ft` in its head alone, and begins with a worse one.
@@ -141,9 +143,10 @@ def competitors(data: Data, *, has_attention: bool) -> tuple[Way, ...]:
     Args:
         data: Decides by kind, task and examples a class.
         has_attention: Whether the backbone takes LoRA.
+        accumulate: Slices of a batch; `contrastive` needs it whole.
     """
     few = len(data.train.labels) <= FEW_A_CLASS * data.classes
-    if few and fits(WAYS["contrastive"], data):
+    if few and accumulate == 1 and fits(WAYS["contrastive"], data):
         return (WAYS["lp_ft"], WAYS["contrastive"])
     if has_attention:
         return (WAYS["lp_ft"], WAYS["lora"])

@@ -22,6 +22,7 @@ from regraft.progress import Progress
 from regraft.tuning.augment import augment_spectrogram, augmentation
 from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.classifier import get_head, set_head
+from regraft.tuning.devices import ONE_DEVICE, Devices
 from regraft.tuning.layers import GROUPS, LEVELS, decayed_multipliers, gradual_multipliers, levels
 from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, freeze_statistics_and_tables, train
 from regraft.tuning.mirrors import CHIRALITY_LIMIT, Flip, flip_is_safe
@@ -91,6 +92,7 @@ def fine_tune(
     *,
     scratch: Path,
     run: str,
+    devices: Devices = ONE_DEVICE,
 ) -> tuple[keras.Model, Tuned]:
     """Fine-tune from the probe in the best of `ways`; go back to the probe unless validation prefers the result.
 
@@ -108,6 +110,7 @@ def fine_tune(
         scratch: Folder for checkpoints and the results of pilots; a second call with the same `run` continues from
             them.
         run: Identifies data, settings and seed.
+        devices: What trains; `models` must have been made in their scope.
 
     Returns:
         The model that ships, and what is to be said about it.
@@ -128,7 +131,7 @@ def fine_tune(
         flip = flip_is_safe(backbone, data, recipe)
     changes = {"image": augmentation(flip=flip.safe), "audio": augment_spectrogram}
     vary = changes.get(data.train.kind) if recipe.augment else None
-    course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run)
+    course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run, devices=devices)
     searches = isinstance(recipe.learning_rate, str)
     pilots: dict[str, list[Pilot]] = {}
     if searches or len(ways) > 1:
@@ -170,6 +173,7 @@ def fine_tune(
             "chirality_limit": CHIRALITY_LIMIT,
         },
         "optimizer": "AdamW",
+        **devices.facts(),
         "steps_per_epoch": course.everything.steps_per_epoch,
         "trained_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
         "history": [asdict(epoch) for epoch in history.epochs],
@@ -267,7 +271,9 @@ class _Course:
         vary: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
         scratch: Path,
         run: str,
+        devices: Devices,
     ) -> None:
+        self.devices = devices
         self.data, self.probe, self.recipe, self.vary = data, probe, recipe, vary
         self._scratch, self._run = scratch, run
         is_text = data.train.kind == "text"
@@ -353,6 +359,7 @@ class _Course:
         whole = self.recipe.epochs * self.everything.steps_per_epoch
         steps = max(1, min(PILOT_STEPS_MOST, round(PILOT_FRACTION * whole)))
         file = self._scratch / PILOTS
+        self.devices.copy_from_chief(file)
         kept = read_json(file) if file.exists() else {}
         known = kept["pilots"] if kept.get("run") == self._run else {}
         pilots = [Pilot(**pilot) for pilot in known.get(runner.way.name, [])]
@@ -390,7 +397,13 @@ class _Runner:
         elif course.recipe.layer_decay < 1.0 and not way.lora_rank:
             multipliers = decayed_multipliers(levels(learner, LEVELS), course.recipe.layer_decay)
         objective = LIKENESS if way.contrastive else course.data.objective
-        self.trainer = Trainer(learner, objective, multipliers=multipliers)
+        self.trainer = Trainer(
+            learner,
+            objective,
+            multipliers=multipliers,
+            devices=course.devices,
+            accumulate=course.recipe.accumulate,
+        )
         self._untouched = self.trainer.state()
 
     def reset(self) -> None:
