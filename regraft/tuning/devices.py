@@ -4,6 +4,7 @@ Written and tested on logical CPU devices and two local processes; not run on a 
 """
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from regraft.errors import ResourceError, TrainingError
-from regraft.workers import this_worker
+from regraft.workers import this_worker, wait_for_others
 
 log = logging.getLogger(__name__)
 
@@ -127,14 +128,17 @@ def find_devices(precision: Literal["auto"] | Precision = "float32") -> Devices:
 
     Raises:
         SettingsError: If TF_CONFIG does not say who the workers are.
+        ResourceError: If one of them does not come.
     """
     worker = this_worker()
     gpus = tf.config.list_physical_devices("GPU")
     strategy = None
     if worker.count > 1:
         log.info("worker %d of %d: waiting for the others", worker.number + 1, worker.count)
+        wait_for_others(worker, timeout_s=WORKER_TIMEOUT_S)
         options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=WORKER_TIMEOUT_S)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which TensorFlow has just begun to note down and ignore
     elif len(tf.config.list_logical_devices("GPU")) > 1:
         strategy = tf.distribute.MirroredStrategy()
     if precision == "auto":
@@ -227,8 +231,7 @@ def failures_explained(
     except WORKER_IS_GONE as error:
         if not devices.span_processes:
             raise
-        first_line = str(error).strip().split("\n")[0]
         raise ResourceError(
             f"training stopped because another worker is gone or did not answer for {WORKER_TIMEOUT_S:.0f} s "
-            f"({type(error).__name__}: {first_line[:200]}). Start all workers again: they go on from the checkpoint."
+            f"({type(error).__name__}). Start all workers again: they go on from the checkpoint."
         ) from error
