@@ -129,20 +129,19 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
                 ways, models(), data, probe, recipe, scratch=scratch, run=identity, devices=devices
             )
     log.info("%s", tuned.why)
-    if not devices.is_chief:
-        return
     kernel, bias = probe.kernel, probe.bias
     if scale:
         set_head(model, *scale.fold_into(*get_head(model)))
         kernel, bias = scale.fold_into(kernel, bias)
 
-    with replace_directory(paths.model) as directory:
-        save_classifier(
-            directory,
-            Classifier(extractor, model, train.class_names, kernel, bias, tuned.shipped, train.task),
-        )
-    _report_decision(paths, finetune.strategy, probe, tuned, objective)
-    _report_times(paths, tuned, devices, probe_seconds, time.monotonic() - started)
+    if devices.is_chief:
+        with replace_directory(paths.model) as directory:
+            save_classifier(
+                directory,
+                Classifier(extractor, model, train.class_names, kernel, bias, tuned.shipped, train.task),
+            )
+        _report_decision(paths, finetune.strategy, probe, tuned, objective)
+        _report_times(paths, tuned, devices, probe_seconds, time.monotonic() - started)
     if finetune.strategy != "probe":
         for name in CHECKPOINTS:
             (scratch / name).unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def main():
     two = Devices(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
     rates = np.array([0.3, 0.3, 0.6, 1.0], np.float32)
     few: dict[str, Any] = {
-        "classes, rates by layer, slices": {"multipliers": rates, "accumulate": 2},
+        "classes, rates by layer, slices, clipped": {"multipliers": rates, "accumulate": 2, "clip_norm": 0.1},
         "likeness": {"name": "likeness"},
     }
     many: dict[str, Any] = {
