@@ -5,7 +5,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -109,13 +118,12 @@ class FinetuneSettings(Section):
     accumulate: Annotated[int, Field(ge=1)] = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
-    @model_validator(mode="after")
-    def _pairs_need_whole_batches(self) -> "FinetuneSettings":
-        if self.strategy == "contrastive" and self.accumulate > 1:
-            raise ValueError(
-                "accumulate must be 1 with strategy contrastive, which compares all examples of a batch with each other"
-            )
-        return self
+    @field_validator("accumulate")
+    @classmethod
+    def _pairs_need_whole_batches(cls, accumulate: int, others: ValidationInfo) -> int:
+        if accumulate > 1 and others.data.get("strategy") == "contrastive":
+            raise ValueError("must be 1 with strategy contrastive, which compares all examples of a batch")
+        return accumulate
 
 
 class EvaluateSettings(Section):
