@@ -5,7 +5,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -112,6 +121,15 @@ class FinetuneSettings(Section):
     class_weights: Literal["none", "balanced"] = "none"
     soup: bool = False
     budget_s: Annotated[Number, Field(gt=0.0)] | None = None
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @field_validator("accumulate")
+    @classmethod
+    def _pairs_need_whole_batches(cls, accumulate: int, others: ValidationInfo) -> int:
+        if accumulate > 1 and others.data.get("strategy") == "contrastive":
+            raise ValueError("must be 1 with strategy contrastive, which compares all examples of a batch")
+        return accumulate
 
 
 class EvaluateSettings(Section):

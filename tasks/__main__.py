@@ -21,6 +21,7 @@ from regraft.errors import DISK_ERRORS, RegraftError, ResourceError
 from regraft.fingerprint import moved_inputs, require_current_graph, stage_fingerprint
 from regraft.paths import Paths
 from regraft.settings import Settings, load_settings
+from regraft.workers import this_worker
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -44,8 +45,11 @@ def main(stage: str) -> int:
         require_current_graph(paths, stage)
         fingerprint = stage_fingerprint(paths, stage)
         _require_planned_inputs(paths, settings, stage)
-        scratch = paths.scratch / f"{stage}-{fingerprint[:16]}"
-        lock = _take_over(scratch, stage)
+        # Workers that train one model may share a disk, so each has a scratch folder of its own.
+        worker = this_worker().number
+        work = f"worker{worker}-{stage}" if worker else stage
+        scratch = paths.scratch / f"{work}-{fingerprint[:16]}"
+        lock = _take_over(scratch, work)
         os.environ["REGRAFT_SCRATCH"] = str(scratch)
         run = importlib.import_module(f"tasks.{stage}").run
         known = {"paths": paths, **{name: getattr(settings, name) for name in type(settings).model_fields}}

@@ -6,7 +6,9 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,6 +25,7 @@ from regraft.settings import FinetuneSettings
 from regraft.tuning.batches import Source
 from regraft.tuning.class_weights import log_weights
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
+from regraft.tuning.devices import Devices, failures_explained, find_devices
 from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
 from regraft.tuning.recipes import WAYS, Data, Recipe, Way, competitors, epochs_for, from_nothing
@@ -51,13 +54,18 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     models/model/, training.json and selection.json (which strategies were tried, how they did, which was taken and why)
     are the same for the same data, settings and seed, also after an interruption:
     what is half done lies in the folder named by REGRAFT_SCRATCH (by default .scratch/finetune). training_time.json
-    holds what may differ between two runs: how fast it went here.
+    holds what may differ between two runs: on which devices, and how fast it went here.
+
+    Several GPUs share every batch, and so do several processes, each with the project's data and features, if TF_CONFIG
+    says so: all of them train, and only the chief's writes anything but its scratch folder.
 
     Raises:
-        TrainingError: If features and prepared data do not belong together, a setting does not fit the data, or the
-            loss stops being a number.
+        TrainingError: If features and prepared data do not belong together, a setting does not fit the data, the loss
+            stops being a number, or memory runs out.
+        ResourceError: If another process that took part is gone.
     """
     determinism.set_up(seed)
+    devices = find_devices(finetune.precision)
     started = time.monotonic()
     train, validation = open_split(paths.prepared, "train"), open_split(paths.prepared, "validation")
     about = read_json(paths.features / "features.json")
@@ -81,20 +89,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         probe.penalty,
     )  # fmt: skip
 
-    def build() -> tuple[Extractor, keras.Model]:
-        # Layers are numbered from 1 again, so that it makes no difference to their names, which are stored with the
-        # weights, how many models were built before.
-        keras.utils.clear_session(free_memory=False)
-        determinism.set_up(seed)
-        extractor = build_extractor(
-            paths.backbones,
-            image_size_px=about["image_size_px"],
-            max_tokens=about["max_tokens"],
-            view=as_view(about.get("view")),
-            pair=about.get("pair"),
-        )
-        return extractor, graft(extractor.model, probe.kernel, probe.bias)
-
+    build = partial(_build, paths.backbones, about, probe, devices, seed)
     extractor, model = build()
     pretrained = extractor.card.is_pretrained
     scratch = Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "finetune"))
@@ -104,7 +99,9 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         recipe = _recipe(finetune, seed, len(train), pretrained=pretrained)
         data = Data(learned, judged, train_features, validation_features, extractor.prepare, classes, objective)
         identity = _identity(
-            {"finetune": finetune.model_dump(), "seed": seed, "features": about}, (train, validation), probe
+            {"finetune": finetune.model_dump(), "seed": seed, "features": about, **devices.facts()},
+            (train, validation),
+            probe,
         )
         ways = _ways(finetune, data, model, pretrained=pretrained)
 
@@ -115,7 +112,15 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
                 extractor, another = build()
                 yield another, extractor.model
 
-        model, tuned = fine_tune(ways, models(), data, probe, recipe, scratch=scratch, run=identity)
+        with failures_explained(
+            devices,
+            batch_size=finetune.batch_size,
+            accumulate=finetune.accumulate,
+            image_size_px=about["image_size_px"],
+        ):
+            model, tuned = fine_tune(
+                ways, models(), data, probe, recipe, scratch=scratch, run=identity, devices=devices
+            )
     log.info("%s", tuned.why)
     weights = log_weights(train.labels, classes) if finetune.class_weights == "balanced" else np.float32(0.0)
 
@@ -125,15 +130,35 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     set_head(model, *answering(*get_head(model)))
     kernel, bias = answering(probe.kernel, probe.bias)
 
-    with replace_directory(paths.model) as directory:
-        save_classifier(
-            directory,
-            Classifier(extractor, model, train.class_names, kernel, bias, tuned.shipped, train.task),
-        )
-    _report_decision(paths, finetune, probe, tuned, objective)
-    _report_times(paths, tuned, probe_seconds, time.monotonic() - started)
+    if devices.is_chief:
+        with replace_directory(paths.model) as directory:
+            save_classifier(
+                directory,
+                Classifier(extractor, model, train.class_names, kernel, bias, tuned.shipped, train.task),
+            )
+        _report_decision(paths, finetune, probe, tuned, objective)
+        _report_times(paths, tuned, devices, probe_seconds, time.monotonic() - started)
     for name in CHECKPOINTS:
         (scratch / name).unlink(missing_ok=True)
+
+
+def _build(
+    backbones: Path, about: Mapping[str, Any], probe: Probe, devices: Devices, seed: int
+) -> tuple[Extractor, keras.Model]:
+    """Return the extractor that the features described by `about` came from, and its model with the probe's head."""
+    # Layers are numbered from 1 again, so that it makes no difference to their names, which are stored with the
+    # weights, how many models were built before.
+    keras.utils.clear_session(free_memory=False)
+    determinism.set_up(seed)
+    with devices.scope():
+        extractor = build_extractor(
+            backbones,
+            image_size_px=about["image_size_px"],
+            max_tokens=about["max_tokens"],
+            view=as_view(about.get("view")),
+            pair=about.get("pair"),
+        )
+        return extractor, graft(extractor.model, probe.kernel, probe.bias)
 
 
 def _recipe(finetune: FinetuneSettings, seed: int, examples: int, *, pretrained: bool) -> Recipe:
@@ -152,13 +177,15 @@ def _recipe(finetune: FinetuneSettings, seed: int, examples: int, *, pretrained:
         mixup=finetune.mixup,
         soup=finetune.soup,
         budget_s=finetune.budget_s,
+        accumulate=finetune.accumulate,
     )
 
 
 def _ways(finetune: FinetuneSettings, data: Data, model: keras.Model, *, pretrained: bool) -> tuple[Way, ...]:
     """Return the ways to fine-tune that compete, or the one that was set."""
     auto = finetune.strategy == "auto"
-    ways = competitors(data, has_attention=has_attention(model)) if auto else (WAYS[finetune.strategy],)
+    rivals = competitors(data, has_attention=has_attention(model), accumulate=finetune.accumulate)
+    ways = rivals if auto else (WAYS[finetune.strategy],)
     return ways if pretrained else tuple(from_nothing(way) for way in ways)
 
 
@@ -178,12 +205,13 @@ def _report_decision(
     write_json(paths.reports / "selection.json", {**decision, **selection})
 
 
-def _report_times(paths: Paths, tuned: Tuned, probe_seconds: float, stage_seconds: float) -> None:
+def _report_times(paths: Paths, tuned: Tuned, devices: Devices, probe_seconds: float, stage_seconds: float) -> None:
     """Write training_time.json: what may differ between two runs."""
     history = tuned.history
     write_json(
         paths.reports / "training_time.json",
         {
+            "devices": devices.names,
             "probe_seconds": probe_seconds,
             "finetune_seconds": history.seconds if history else 0.0,
             "examples": history.examples if history else 0,

@@ -17,6 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from regraft.errors import Diverged, SettingsError, TrainingError
+from regraft.tuning.devices import ONE_DEVICE, Devices, LocalAdamW, lower_precision, rows_of
 from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.schedules import warmup_cosine
 from regraft.tuning.scores import Score
@@ -29,6 +30,7 @@ AVERAGE_MEMORY = 0.97  # the average reaches back over about 33 steps
 CHECKPOINT_INTERVAL_S = 30.0  # unless REGRAFT_CHECKPOINT_S says otherwise; no result depends on it
 # Training goes on for at least so many times as long as the last checkpoint took to write: they cost at most 3%.
 CHECKPOINT_COST = 33.0
+SUM = tf.distribute.ReduceOp.SUM
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,12 @@ class Trainer:
             (arXiv:1802.01483), decoupled from AdamW's moments as weight decay is.
         multipliers: Of the learning rate, one for each of `model.trainable_variables` as they are after freezing, see
             `layers.decayed_multipliers`; None leaves all steps as they are.
+        devices: What trains. The model must have been made in their scope.
+        accumulate: In how many slices, one after another, a replica works through its rows of a batch. The step is that
+            of the whole batch; only the slice under way takes memory.
+
+    Raises:
+        ValueError: If the loss needs the whole batch at once, and `accumulate` is more than 1.
     """
 
     def __init__(
@@ -134,22 +142,26 @@ class Trainer:
         clip_norm: float = 1.0,
         l2_sp: float = 0.0,
         multipliers: NDArray[np.float32] | None = None,
+        devices: Devices = ONE_DEVICE,
+        accumulate: int = 1,
     ) -> None:
+        if objective.compares_examples and accumulate > 1:
+            raise ValueError(f"the loss compares all examples of a batch: accumulate must be 1, got {accumulate}")
         self.model = model
         self.objective = objective
+        self.devices = devices
+        self._accumulate = accumulate
         freeze_statistics_and_tables(model)
         self._clip_norm = clip_norm
         self._weights = model.trainable_variables
-        self._averages = [tf.Variable(weight.value, trainable=False) for weight in self._weights]
         self._l2_sp = l2_sp
-        self._starts = [tf.Variable(weight.value, trainable=False) for weight in self._weights] if l2_sp else []
         self.multipliers: tf.Variable = None
-        if multipliers is not None:
-            self.multipliers = tf.Variable(multipliers, trainable=False, dtype=tf.float32)
-        self._optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.0 if l2_sp else weight_decay)
-        vectors = [weight for weight in self._weights if len(weight.shape) < 2]
-        self._optimizer.exclude_from_weight_decay(var_list=vectors)
-        self._optimizer.build(self._weights)
+        with devices.scope():
+            self._averages = [tf.Variable(weight.value, trainable=False) for weight in self._weights]
+            self._starts = [tf.Variable(weight.value, trainable=False) for weight in self._weights] if l2_sp else []
+            if multipliers is not None:
+                self.multipliers = tf.Variable(multipliers, trainable=False, dtype=tf.float32)
+            self._optimizer = self._make_optimizer(0.0 if l2_sp else weight_decay)
         self._loss_of = objective.training_loss()
         # One graph for every batch: a graph for each shape met would round differently, so that a run that continues,
         # and meets other shapes first, would end in other bytes.
@@ -185,7 +197,13 @@ class Trainer:
         return [np.array(average.numpy()) for average in self._averages]
 
     def start(self) -> None:
-        """Let the running averages begin at the weights as they are now, and `l2_sp` pull back to them."""
+        """Let the running averages begin at the weights as they are now, and `l2_sp` pull back to them.
+
+        They are those of the chief, where there are several workers: others may have solved the head to other last
+        digits.
+        """
+        if self.devices.span_processes:
+            self.restore([self.devices.from_chief(value) for value in self.state()])
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.assign(weight.value)
         for start, weight in zip(self._starts, self._weights, strict=bool(self._starts)):
@@ -204,18 +222,91 @@ class Trainer:
     def _variables(self) -> list[Any]:
         return [*self.model.variables, *self._averages, *self._optimizer.variables]
 
+    def _make_optimizer(self, weight_decay: float) -> keras.optimizers.Optimizer:
+        vectors = [weight for weight in self._weights if len(weight.shape) < 2]
+        scaled = self.devices.precision == "float16"
+        optimizer = LocalAdamW(1e-3, weight_decay=weight_decay, global_clipnorm=self._clip_norm if scaled else None)
+        optimizer.exclude_from_weight_decay(var_list=vectors)
+        if scaled:  # else the small gradients of float16 would be zeros; it divides by the scale, then clips
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(self._weights)
+        return optimizer
+
     def _one_step(self, inputs: Any, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        if self.devices.replicas == 1:
+            loss, slopes, reached = self._slopes(inputs, labels)
+            self._update(slopes, reached, rate)
+            return loss
+        total, replicas = tf.shape(labels)[0], self.devices.replicas
+
+        def part(batch: Any, replica: int) -> Any:
+            # Where examples are compared with each other, every replica works through the whole batch.
+            if self.objective.compares_examples:
+                return batch, tf.constant(1.0 / replicas)
+            return _slice(batch, *rows_of(replica, replicas, total), total)
+
+        def work(batch: Any, share: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+            loss, slopes, reached = self._slopes(*batch)
+            everywhere = tf.distribute.get_replica_context().all_reduce
+            self._update(everywhere(SUM, [share * slope for slope in slopes]), reached, rate)
+            return share * loss
+
+        batch, share = self.devices.deal((inputs, labels), part)
+        losses = self.devices.strategy.run(work, args=(batch, share, rate))
+        return self.devices.strategy.reduce(SUM, losses, axis=None)
+
+    def _slopes(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], list[Any]]:
+        """Return the mean loss, its gradients, and the weights they belong to.
+
+        A backbone may have weights that its features do not use (BERT's pooler): they have no gradient and stay as they
+        are.
+        """
+        if self._accumulate == 1:
+            loss, slopes = self._slopes_at_once(inputs, labels)
+            reached = [weight for slope, weight in zip(slopes, self._weights, strict=True) if slope is not None]
+            return loss, [slope for slope in slopes if slope is not None], reached
+        total, reached = tf.shape(labels)[0], []
+
+        def add(number: tf.Tensor, loss: tf.Tensor, sums: list[tf.Tensor]) -> tuple[Any, ...]:
+            batch, share = _slice((inputs, labels), *rows_of(number, self._accumulate, total), total)
+            mean, slopes = self._slopes_at_once(*batch)
+            reached[:] = [slope is not None for slope in slopes]
+            added = [
+                so_far if slope is None else so_far + share * slope for so_far, slope in zip(sums, slopes, strict=True)
+            ]
+            return number + 1, loss + share * mean, added
+
+        zeros = [tf.zeros(weight.shape, tf.float32) for weight in self._weights]
+        _, loss, sums = tf.while_loop(
+            lambda number, *_: number < self._accumulate,
+            add,
+            (tf.constant(0), tf.constant(0.0), zeros),
+            parallel_iterations=1,
+        )
+        some = [(slope, weight) for slope, weight, is_some in zip(sums, self._weights, reached, strict=True) if is_some]
+        return loss, [slope for slope, _ in some], [weight for _, weight in some]
+
+    def _slopes_at_once(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
+        """Return the mean loss and its gradients (times the scale of losses, in float16) by all weights."""
         with tf.GradientTape() as tape:
-            loss = self._loss_of(labels, self.model(inputs, training=True))
-        gradients = tape.gradient(loss, [weight.value for weight in self._weights])
-        # A backbone may have weights that its features do not use (BERT's pooler): they have no gradient and stay as
-        # they are.
-        reached = [(slope, weight) for slope, weight in zip(gradients, self._weights, strict=True) if slope is not None]
-        slopes = [tf.convert_to_tensor(slope) for slope, _ in reached]
-        clipped, _ = tf.clip_by_global_norm(slopes, self._clip_norm)
+            loss = self._loss(inputs, labels)
+            scaled = self._optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [weight.value for weight in self._weights])
+        return loss, [None if slope is None else tf.convert_to_tensor(slope) for slope in gradients]
+
+    def _loss(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """Return the mean loss of some examples: what training minimises."""
+        with lower_precision(self.model, self.devices.precision):
+            outputs = self.model(inputs, training=True)
+        return self._loss_of(labels, outputs)
+
+    def _update(self, slopes: list[tf.Tensor], reached: list[Any], rate: tf.Tensor) -> None:
+        """Take the step that the gradients `slopes` of the weights `reached` ask for."""
+        if self.devices.precision != "float16":
+            slopes, _ = tf.clip_by_global_norm(slopes, self._clip_norm)
         self._optimizer.learning_rate.assign(rate)
         before = [] if self.multipliers is None else [tf.identity(weight.value) for weight in self._weights]
-        self._optimizer.apply(clipped, [weight for _, weight in reached])
+        self._optimizer.apply(slopes, reached)
         for start, weight in zip(self._starts, self._weights, strict=bool(self._starts)):
             weight.assign(weight.value - rate * self._l2_sp * (weight.value - start))
         # AdamW divides a gradient by its own size, so a smaller gradient makes no smaller step: the step itself, weight
@@ -228,10 +319,30 @@ class Trainer:
         memory = tf.minimum(AVERAGE_MEMORY, (1.0 + taken) / (10.0 + taken))
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.assign(memory * average + (1.0 - memory) * weight.value)
-        return loss
 
     def _one_forward(self, inputs: Any) -> tf.Tensor:
-        return self.model(inputs, training=False)
+        if self.devices.replicas == 1:
+            return self.model(inputs, training=False)
+        total, replicas = tf.shape(tf.nest.flatten(inputs)[0])[0], self.devices.replicas
+
+        def part(inputs: Any, replica: int) -> Any:
+            each = -(-total // replicas)  # all replicas get as many rows, which may be the last one again
+            rows = tf.minimum(replica * each + tf.range(each), total - 1)
+            return tf.nest.map_structure(lambda values: tf.gather(values, rows), inputs)
+
+        parts = self.devices.deal(inputs, part)
+        outputs = self.devices.strategy.run(lambda inputs: self.model(inputs, training=False), args=(parts,))
+        return self.devices.strategy.gather(outputs, axis=0)[:total]
+
+
+def _slice(batch: Any, start: Any, end: Any, total: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    """Return rows `start` to `end` of all tensors of `batch`, and which share of its `total` rows they are.
+
+    Of no rows the share is 0, and one row stands in for them, because the mean of none would be no number.
+    """
+    first = tf.minimum(start, total - 1)
+    rows = tf.nest.map_structure(lambda values: values[first : tf.maximum(end, first + 1)], batch)
+    return rows, tf.cast(end - start, tf.float32) / tf.cast(total, tf.float32)
 
 
 def train(
@@ -270,7 +381,8 @@ def train(
     still = _batch_normalisation_statistics(trainer.model)
     trainer.start()
     history, best, lowest, part = History(), trainer.averages(), None, Part()
-    saved = checkpoint.load() if checkpoint else None
+    saved = checkpoint.load_from_chief(trainer.devices) if checkpoint else None
+    checkpoint = checkpoint if trainer.devices.is_chief else None
     if saved:
         history, best, lowest, part = saved.history, saved.best, saved.lowest, saved.part
         trainer.restore(saved.state)
@@ -500,6 +612,11 @@ class Checkpoint:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(self.file)
+
+    def load_from_chief(self, devices: Devices) -> Saved | None:
+        """Return what the chief saved in this very run, or None; as `load` where there is but one process."""
+        devices.copy_from_chief(self.file)
+        return self.load()
 
     def load(self) -> Saved | None:
         """Return what was saved by this very run, or None."""

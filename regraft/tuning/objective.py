@@ -44,6 +44,8 @@ class Objective(ABC):
         measure_name: What `Score.accuracy` is called in words.
         names: `Score`'s words "log_loss" and "accuracy", as reports call them.
         gains: How the numbers of examples gained and lost are said; filled with gained, lost and examples.
+        compares_examples: Whether the loss of a step is of pairs of examples, not a mean over examples: then a batch
+            cannot be divided.
     """
 
     task: str
@@ -53,6 +55,7 @@ class Objective(ABC):
     measure_name: str
     names: tuple[str, str]
     gains: str
+    compares_examples = False
 
     @abstractmethod
     def solver(self, features: Features, labels: NDArray[Any]) -> Solver:
@@ -117,8 +120,7 @@ class Classes(Objective):
     def training_loss(self) -> Callable[[Any, Any], Any]:
         import keras
 
-        loss: Callable[[Any, Any], Any] = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        return loss
+        return _mean_of(keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"))
 
     def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
         return [labels]
@@ -151,6 +153,7 @@ class Likeness(Classes):
     """
 
     loss_name = "log loss"
+    compares_examples = True
 
     def training_loss(self) -> Callable[[Any, Any], Any]:
         import tensorflow as tf
@@ -189,8 +192,7 @@ class LabelSets(Objective):
     def training_loss(self) -> Callable[[Any, Any], Any]:
         import keras
 
-        loss: Callable[[Any, Any], Any] = keras.losses.BinaryCrossentropy(from_logits=True)
-        return loss
+        return _mean_of(keras.losses.BinaryCrossentropy(from_logits=True, reduction="none"))
 
     def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
         # By the rarest of an example's labels, so that every fold has some of each.
@@ -230,8 +232,7 @@ class RealValues(Objective):
     def training_loss(self) -> Callable[[Any, Any], Any]:
         import keras
 
-        loss: Callable[[Any, Any], Any] = keras.losses.MeanSquaredError()
-        return loss
+        return _mean_of(keras.losses.MeanSquaredError(reduction="none"))
 
     def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
         # Quarters of each target. A target such as the place of a thing is symmetric as a whole, and its mirror image
@@ -244,6 +245,17 @@ class RealValues(Objective):
     ) -> tuple[int, int]:
         change = squared_errors(after, labels) - squared_errors(before, labels)
         return int((change < 0.0).sum()), int((change > 0.0).sum())
+
+
+def _mean_of(losses: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return the function to the mean of `losses`; Keras' own mean is one over replicas, in parts, as well."""
+    import tensorflow as tf
+
+    def loss(labels: Any, outputs: Any) -> Any:
+        values = losses(labels, outputs)
+        return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
+
+    return loss
 
 
 CLASSES = Classes()

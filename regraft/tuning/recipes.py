@@ -60,6 +60,7 @@ class Recipe:
         soup: Whether epochs are averaged as long as validation gains by it, see `loop.train`.
         budget_s: Seconds that the whole search and training may take, about; None for any.
         seed: Decides order, augmentation and dropout.
+        accumulate: In how many slices a batch is worked through, see `loop.Trainer`.
     """
 
     epochs: int
@@ -74,6 +75,7 @@ class Recipe:
     mixup: float = 0.0
     soup: bool = False
     budget_s: float | None = None
+    accumulate: int = 1
 
     @property
     def softens(self) -> bool:
@@ -208,7 +210,7 @@ def refuse_what_does_not_fit(ways: Sequence[Way], data: Data, recipe: Recipe) ->
         )
 
 
-def competitors(data: Data, *, has_attention: bool) -> tuple[Way, ...]:
+def competitors(data: Data, *, has_attention: bool, accumulate: int = 1) -> tuple[Way, ...]:
     """Return the ways that `strategy: auto` tries out, besides the probe.
 
     `full` is left out: it differs from `lp_ft` in its head alone, and begins with a worse one.
@@ -216,9 +218,10 @@ def competitors(data: Data, *, has_attention: bool) -> tuple[Way, ...]:
     Args:
         data: Decides by kind, task and examples a class.
         has_attention: Whether the backbone takes LoRA.
+        accumulate: Slices of a batch; `contrastive` needs it whole.
     """
     few = len(data.train.labels) <= FEW_A_CLASS * data.classes
-    if few and fits(WAYS["contrastive"], data):
+    if few and accumulate == 1 and fits(WAYS["contrastive"], data):
         return (WAYS["lp_ft"], WAYS["contrastive"])
     if has_attention:
         return (WAYS["lp_ft"], WAYS["lora"])

@@ -24,6 +24,7 @@ from regraft.progress import Progress
 from regraft.tuning.augment import augment_spectrogram, augmentation
 from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.classifier import get_head, set_head
+from regraft.tuning.devices import ONE_DEVICE, Devices
 from regraft.tuning.layers import GROUPS, LEVELS, decayed_multipliers, gradual_multipliers, levels
 from regraft.tuning.loop import Checkpoint, History, Plan, Trainer, freeze_statistics_and_tables, train
 from regraft.tuning.mirrors import CHIRALITY_LIMIT, Flip, flip_is_safe
@@ -98,6 +99,7 @@ def fine_tune(
     *,
     scratch: Path,
     run: str,
+    devices: Devices = ONE_DEVICE,
 ) -> tuple[keras.Model, Tuned]:
     """Fine-tune from the probe in the best of `ways`; go back to the probe unless validation prefers the result.
 
@@ -115,6 +117,7 @@ def fine_tune(
         scratch: Folder for checkpoints and the results of pilots; a second call with the same `run` continues from
             them.
         run: Identifies data, settings and seed.
+        devices: What trains; `models` must have been made in their scope.
 
     Returns:
         The model that ships, and what is to be said about it.
@@ -130,7 +133,7 @@ def fine_tune(
         flip = flip_is_safe(backbone, data, recipe)
     changes = {"image": augmentation(flip=flip.safe), "audio": augment_spectrogram}
     vary = changes.get(data.train.kind) if recipe.augment else None
-    course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run)
+    course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run, devices=devices)
     runner = _Runner(ways[0], model, backbone, course)
     searches = isinstance(recipe.learning_rate, str)
     pilots: dict[str, list[Pilot]] = {}
@@ -186,6 +189,7 @@ def fine_tune(
         "optimizer": "AdamW",
         "epochs": course.recipe.epochs,
         "averaged_epochs": history.averaged_epochs,
+        **devices.facts(),
         "steps_per_epoch": course.everything.steps_per_epoch,
         "trained_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
         "history": [asdict(epoch) for epoch in history.epochs],
@@ -280,7 +284,9 @@ class _Course:
         vary: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
         scratch: Path,
         run: str,
+        devices: Devices,
     ) -> None:
+        self.devices = devices
         self.data, self.probe, self.recipe, self.vary = data, probe, recipe, vary
         self._scratch, self._run = scratch, run
         is_text = data.train.kind == "text"
@@ -315,6 +321,7 @@ class _Course:
         How fast it goes is measured once and kept in scratch, so that a run that is interrupted keeps to its plan.
         """
         recipe, file = self.recipe, self._scratch / BUDGET
+        self.devices.copy_from_chief(file)
         kept = read_json(file) if file.exists() else {}
         if kept.get("run") != self._run:
             step_s = _seconds_per_step(runner, self.everything)
@@ -326,8 +333,9 @@ class _Course:
                 steps, recipe.epochs, steps_per_epoch=per_epoch, pilots=pilots, rehearsals=rehearsals
             )
             log.info("a step takes %.3f s: %d epochs in %g s", step_s, epochs, recipe.budget_s)
-            kept = {"run": self._run, "epochs": epochs}
-            write_json(file, kept)
+            write_json(file, {"run": self._run, "epochs": epochs})
+            self.devices.copy_from_chief(file)
+            kept = read_json(file)
         return replace(recipe, epochs=kept["epochs"])
 
     def plan(self, runner: "_Runner", epochs: int, steps_per_epoch: int, rate: float, patience_epochs: int) -> Plan:
@@ -397,6 +405,7 @@ class _Course:
             judges.append((everything.of(held_out), data.train.labels[held_out]))
         steps = pilot_steps(self.recipe.epochs * self.everything.steps_per_epoch)
         file = self._scratch / PILOTS
+        self.devices.copy_from_chief(file)
         kept = read_json(file) if file.exists() else {}
         known = kept["pilots"] if kept.get("run") == self._run else {}
         pilots = [Pilot(**pilot) for pilot in known.get(runner.way.name, [])]
@@ -434,7 +443,14 @@ class _Runner:
         elif course.recipe.layer_decay < 1.0 and not way.lora_rank:
             multipliers = decayed_multipliers(levels(learner, LEVELS), course.recipe.layer_decay)
         objective = LIKENESS if way.contrastive else course.objective
-        self.trainer = Trainer(learner, objective, l2_sp=course.recipe.l2_sp, multipliers=multipliers)
+        self.trainer = Trainer(
+            learner,
+            objective,
+            l2_sp=course.recipe.l2_sp,
+            multipliers=multipliers,
+            devices=course.devices,
+            accumulate=course.recipe.accumulate,
+        )
         self._untouched = self.trainer.state()
 
     def reset(self) -> None:
