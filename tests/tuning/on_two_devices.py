@@ -47,7 +47,7 @@ def outcome(devices, name="classification", *, batch_size=9, **options):
     """Return losses of five steps, weights and their averages after them, and logits, as one array."""
     objective = LIKENESS if name == "likeness" else OBJECTIVES[name]
     trainer = Trainer(network(devices), objective, devices=devices, **options)
-    trainer.start_averages()
+    trainer.start()
     rows = [slice(start * batch_size, (start + 1) * batch_size) for start in range(5)]
     losses = [trainer.step(IMAGES[part], LABELS[name][part], 0.01) for part in rows]
     logits = trainer.logits([(IMAGES[:5], None), (IMAGES[5:6], None)])
