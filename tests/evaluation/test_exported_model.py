@@ -25,7 +25,7 @@ for count in (1, 3):
     probabilities = model.serve(tf.constant([raw] * count))["probabilities"].numpy()
     assert probabilities.shape == (count, 2), probabilities.shape
 named = model.signatures["serving_default"](**{sys.argv[2]: tf.constant([raw])})
-assert (named["probabilities"].numpy() == probabilities[:1]).all()
+assert abs(named["probabilities"].numpy() - probabilities[:1]).max() < 1e-6
 assert not any(name.split(".")[0] in ("regraft", "keras_hub") for name in sys.modules)
 print(float(probabilities[0, 1]))
 """
