@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--strategy", default="lp_ft")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--image-size-px", type=int, default=64)
     parser.add_argument("--checkpoint-s", default="0", help="REGRAFT_CHECKPOINT_S of the killed runs")
     parser.add_argument(
         "--evaluations", type=int, default=3, help="after so many kills metrics.json is compared as well"
@@ -47,6 +48,7 @@ def main() -> None:
     often = {"REGRAFT_CHECKPOINT_S": arguments.checkpoint_s}
     with temporary_project(arguments.source) as project:
         project.change("finetune.strategy", arguments.strategy)
+        project.change("embed.image_size_px", arguments.image_size_px)
         project.change("finetune.epochs", arguments.epochs)
         project.run()
         expected = _digests(project, (*COMPARED, METRICS))
@@ -70,7 +72,8 @@ def main() -> None:
             lost.append(attempt.lost_s)
             ended = f"DIFFERENT: {', '.join(differing)}" if differing else f"{len(compared)} files the same"
             print(
-                f"kill {len(lost)} at {attempt.training_s:.1f} s ({attempt.last_line}): {attempt.lost_s:.1f} s lost, {ended}",
+                f"kill {len(lost)} at {attempt.training_s:.1f} s ({attempt.last_line}): {attempt.lost_s:.1f} s lost, "
+                f"{ended}",
                 flush=True,
             )
     print(f"{sum(same[1:])} of {len(lost)} ended in the same bytes; the most work lost: {max(lost):.1f} s")
