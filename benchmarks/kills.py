@@ -1,12 +1,12 @@
 """Fine-tuning killed at random moments and run again: is the end the same to the byte, and how much work is lost?
 
-python -m benchmarks.kills SOURCE [--kills 30] [--strategy lp_ft] [--checkpoint-s 0] [--evaluations 3]
+python -m benchmarks.kills SOURCE [--kills 30] [--kills-a-run 3] [--strategy lp_ft] [--checkpoint-s 0]
 
-A project on SOURCE is run once without interruption. Then the process of its finetune stage is started again as DVC
-starts it, killed (SIGKILL) at a moment drawn evenly from the time after the probe is solved, pilots included, and
-started once more. What it leaves is compared with the first run's. After the first few kills the evaluate stage runs
-too, and metrics.json is compared. Lost work is what was done since the latest write into scratch before a kill. Give
-more seconds between checkpoints than 0 (one at each step) to see what that comes to; the last line has the default.
+A project on SOURCE is run once without interruption. Then its finetune stage is started again and again as DVC starts
+it, and killed (SIGKILL) a random time after the probe is solved, in pilots or after; after some kills it may finish,
+and what it leaves is compared with the first run's; after the first few times the evaluate stage runs too, and
+metrics.json is compared. Lost work is what was done since the latest write into scratch before a kill. With 0 seconds
+between checkpoints each step has one; with 30, the default of `regraft run`, see what the two may cost.
 """
 
 import argparse
@@ -39,46 +39,63 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--image-size-px", type=int, default=64)
     parser.add_argument("--checkpoint-s", default="0", help="REGRAFT_CHECKPOINT_S of the killed runs")
-    parser.add_argument(
-        "--evaluations", type=int, default=3, help="after so many kills metrics.json is compared as well"
-    )
+    parser.add_argument("--kills-a-run", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=2, help="metrics.json is compared after so many runs")
+    parser.add_argument("--backbone", default="efficientnet_lite0_imagenet")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    moments = random.Random(arguments.seed)
-    often = {"REGRAFT_CHECKPOINT_S": arguments.checkpoint_s}
     with temporary_project(arguments.source) as project:
+        project.change("backbone.name", arguments.backbone)
         project.change("finetune.strategy", arguments.strategy)
         project.change("embed.image_size_px", arguments.image_size_px)
         project.change("finetune.epochs", arguments.epochs)
         project.run()
-        expected = _digests(project, (*COMPARED, METRICS))
-        undisturbed = _attempt(project, often)
-        print(f"checkpoints every {arguments.checkpoint_s} s; undisturbed: {_cost(project)}", flush=True)
-        same = [_digests(project, COMPARED) == expected[: len(COMPARED)]]
-        lost: list[float] = []
-        while len(lost) < arguments.kills:
-            shutil.rmtree(project.root / ".scratch", ignore_errors=True)
-            attempt = _attempt(project, often, kill_after_s=moments.uniform(0.0, undisturbed.training_s))
-            if not attempt.killed:
-                continue  # it was done before its moment came
-            _attempt(project, often)
-            compared: tuple[str, ...] = COMPARED
-            if len(lost) < arguments.evaluations:
-                subprocess.run(_stage("evaluate"), cwd=project.root, stderr=subprocess.DEVNULL, check=True)
-                compared = (*COMPARED, METRICS)
-            found = _digests(project, compared)
-            differing = [name for name, one, two in zip(compared, found, expected, strict=False) if one != two]
-            same.append(not differing)
-            lost.append(attempt.lost_s)
-            ended = f"DIFFERENT: {', '.join(differing)}" if differing else f"{len(compared)} files the same"
+        trials = _Trials(project, {"REGRAFT_CHECKPOINT_S": arguments.checkpoint_s}, random.Random(arguments.seed))
+        while len(trials.lost_s) < arguments.kills:
+            trials.run(arguments.kills_a_run, evaluate=trials.runs < arguments.evaluations)
+    print(
+        f"{trials.same} of {trials.runs} runs with {len(trials.lost_s)} kills ended in the same bytes; "
+        f"the most work lost: {max(trials.lost_s):.1f} s"
+    )
+    if trials.same < trials.runs:
+        sys.exit("not all ended in the same bytes")
+
+
+class _Trials:
+    """Runs of the finetune stage of a project that has run once."""
+
+    def __init__(self, project: Project, env: dict[str, str], moments: random.Random) -> None:
+        self._project, self._env, self._moments = project, env, moments
+        self._expected = _digests(project)
+        shutil.rmtree(project.root / ".scratch", ignore_errors=True)
+        self._undisturbed_s = _attempt(project, env).training_s
+        print(f"{env}, undisturbed: {_cost(project)}", flush=True)
+        self.runs, self.same = 0, 0
+        self.lost_s: list[float] = []
+
+    def run(self, kills: int, *, evaluate: bool) -> None:
+        """Kill it at most so many times, let it finish, compare, and print a line for each kill and one for the end."""
+        shutil.rmtree(self._project.root / ".scratch", ignore_errors=True)
+        for _ in range(kills):
+            moment_s = self._moments.uniform(0.0, 2 * self._undisturbed_s / (kills + 1))
+            attempt = _attempt(self._project, self._env, moment_s)
+            if not attempt.killed:  # it was done before its moment came
+                break
+            self.lost_s.append(attempt.lost_s)
             print(
-                f"kill {len(lost)} at {attempt.training_s:.1f} s ({attempt.last_line}): {attempt.lost_s:.1f} s lost, "
-                f"{ended}",
+                f"kill {len(self.lost_s)} after {attempt.training_s:.1f} s, {attempt.lost_s:.1f} s lost: "
+                f"{attempt.last_line}",
                 flush=True,
             )
-    print(f"{sum(same[1:])} of {len(lost)} ended in the same bytes; the most work lost: {max(lost):.1f} s")
-    if not all(same):
-        sys.exit("not all ended in the same bytes")
+        else:
+            _attempt(self._project, self._env)
+        if evaluate:
+            subprocess.run(_stage("evaluate"), cwd=self._project.root, stderr=subprocess.DEVNULL, check=True)
+        found = _digests(self._project)
+        compared = [name for name in found if evaluate or name != METRICS]
+        differing = [name for name in compared if found[name] != self._expected[name]]
+        self.runs, self.same = self.runs + 1, self.same + (not differing)
+        print(f"run {self.runs}: {f'DIFFERENT: {differing}' if differing else f'the same: {compared}'}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -127,8 +144,8 @@ def _stage(name: str) -> list[str]:
     return [sys.executable, "-P", "-m", "tasks", name]
 
 
-def _digests(project: Project, names: tuple[str, ...]) -> list[str]:
-    return [hashlib.sha256((project.root / name).read_bytes()).hexdigest() for name in names]
+def _digests(project: Project) -> dict[str, str]:
+    return {name: hashlib.sha256((project.root / name).read_bytes()).hexdigest() for name in (*COMPARED, METRICS)}
 
 
 def _cost(project: Project) -> str:
