@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+
+if TYPE_CHECKING:
+    from regraft.data.records import Split
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,27 @@ def regraft(*arguments: str) -> str:
     """Run the command line and return its standard output; what it says on standard error is shown as it comes."""
     command = [sys.executable, "-m", "regraft.cli", *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def prepared_images(folder: Path | None, scratch: Path) -> "tuple[Split, Split]":
+    """Return the training and validation split of class folders of images, or of the embedded digits, in this process.
+
+    Args:
+        folder: Class folders; None for the digits.
+        scratch: An existing folder for what is made.
+    """
+    from regraft.data import fetch, sources
+    from regraft.data.examples import collect_images
+    from regraft.data.records import open_split, write_prepared
+    from regraft.data.splits import complete
+
+    if folder is None:
+        folder = scratch / "images"
+        folder.mkdir()
+        fetch.fetch(sources.parse("package:mnist5k", Path()), folder)
+    (scratch / "png").mkdir()
+    found = collect_images(folder, scratch / "png").splits
+    labels = sorted({example.label for held in found.values() for example in held})
+    splits = complete(found, validation_fraction=0.15, test_fraction=0.2)
+    write_prepared(scratch / "prepared", "image", labels, splits)
+    return open_split(scratch / "prepared", "train"), open_split(scratch / "prepared", "validation")

@@ -1,7 +1,7 @@
 """Rows of a split become batches of tensors: the same ones, in the same order, for the same seed and epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,8 @@ Rows = NDArray[np.int64]
 # Texts are sorted by length within runs of this many batches: batches of like lengths waste little on padding,
 # while which texts meet in a run is still random.
 BATCHES_SORTED_TOGETHER = 16
-ROWS_READ_AT_ONCE = {"image": 64, "audio": 8}  # recordings can be long; texts are read by the batch
+KEPT_BYTES = 2**29  # of prepared images, kept in memory by all batches of a source
+READ_AT_ONCE = 8  # images or recordings, which can be long
 
 
 class Source(Protocol):
@@ -53,6 +54,13 @@ class Batches:
     lengths: Rows | None = None
     in_pairs: bool = False
     vary_batch: Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]] | None = None
+    _pictures: Any = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # `replace` hands on what the original has, so that all batches of a source share the images they prepared.
+        made_for = (self.source, self.prepare, self.augment, self.seed)
+        if self.source.kind != "text" and (self._pictures is None or self._pictures.made_for != made_for):
+            object.__setattr__(self, "_pictures", _Pictures(*made_for))
 
     def of(self, rows: Rows) -> "Batches":
         """Return the same for other rows of the same source."""
@@ -97,43 +105,99 @@ class Batches:
         return self._batches(self.rows, epoch=0)
 
     def _batches(self, order: Rows, *, epoch: int) -> tf.data.Dataset:
-        read_at_once = ROWS_READ_AT_ONCE.get(self.source.kind, self.batch_size)
-
         labels = self.source.labels
+        pictures = self._pictures
 
-        def read() -> Iterator[tuple[list[Any], NDArray[Any], Rows]]:
-            for start in range(0, len(order), read_at_once):
-                rows = order[start : start + read_at_once]
-                yield self.source.inputs(rows.tolist()), labels[rows], rows
+        def read() -> Iterator[tuple[Any, NDArray[Any], Rows]]:
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                yield pictures.of(rows) if pictures else self.source.inputs(rows.tolist()), labels[rows], rows
 
-        rows_of_tensors = tf.data.Dataset.from_generator(
+        batches = tf.data.Dataset.from_generator(
             read,
             output_signature=(
-                tf.TensorSpec((None,), tf.string),
+                pictures.spec if pictures else tf.TensorSpec((None,), tf.string),
                 tf.TensorSpec((None, *labels.shape[1:]), labels.dtype),
                 tf.TensorSpec((None,), tf.int64),
             ),
         )
-        if self.source.kind == "text":
-            return rows_of_tensors.map(
-                lambda contents, labels, rows: (self.prepare(contents), labels),
-                num_parallel_calls=2,
-                deterministic=True,
+
+        if not pictures:
+            return batches.map(
+                lambda texts, labels, _: (self.prepare(texts), labels), num_parallel_calls=2, deterministic=True
             ).prefetch(4)
+        vary = pictures.vary if epoch else None
+        number = tf.constant(epoch, tf.int64)
+        return batches.map(
+            lambda images, labels, rows: (vary(images, rows, number) if vary else images, labels)
+        ).prefetch(4)
 
-        def prepare_image(content: tf.Tensor, label: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            image = self.prepare(content)
-            if epoch and self.augment is not None:
-                seed = tf.random.experimental.stateless_fold_in(tf.constant([self.seed, epoch], tf.int64), row)
-                image = self.augment(image, seed)
-            return image, label
 
-        return (
-            rows_of_tensors.unbatch()
-            .map(prepare_image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(self.batch_size)
-            .prefetch(4)
+class _Pictures:
+    """Images or recordings of a source as pictures for a model: prepared once, as far as there is room to keep them.
+
+    Preparing and varying are one graph each for all epochs: tracing them anew would keep each of them waiting.
+
+    Args:
+        source: Of which rows are asked for.
+        prepare: See `Batches`.
+        augment: See `Batches`.
+        seed: See `Batches`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Callable[[tf.Tensor], tf.Tensor],
+        augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
+        seed: int,
+    ) -> None:
+        self.made_for = (source, prepare, augment, seed)
+        self._source = source
+        self._kept: dict[int, NDArray[np.float32]] = {}
+        self._room_bytes = KEPT_BYTES
+
+        def prepare_all(contents: tf.Tensor) -> tf.Tensor:
+            return tf.map_fn(prepare, contents, fn_output_signature=tf.float32)
+
+        self._prepare = tf.function(prepare_all, input_signature=[tf.TensorSpec((None,), tf.string)])
+        self.spec = tf.TensorSpec(self._prepare.get_concrete_function().output_shapes, tf.float32)
+
+        self.vary = _batch_of(augment, seed, self.spec) if augment else None
+
+    def of(self, rows: Rows) -> NDArray[np.float32]:
+        """Return the prepared pictures of `rows`, float32, in their order."""
+        missing = [row for row in rows.tolist() if row not in self._kept]
+        fresh: dict[int, NDArray[np.float32]] = {}
+        for start in range(0, len(missing), READ_AT_ONCE):
+            some = missing[start : start + READ_AT_ONCE]
+            fresh.update(zip(some, self._prepare(self._source.inputs(some)).numpy(), strict=True))
+        pictures = np.stack([fresh[row] if row in fresh else self._kept[row] for row in rows.tolist()])
+        for row, picture in fresh.items():
+            if picture.nbytes <= self._room_bytes:
+                self._kept[row] = picture.copy()  # a view would hold on to all that were prepared with it
+                self._room_bytes -= picture.nbytes
+        return pictures
+
+
+def _batch_of(
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], seed: int, spec: tf.TensorSpec
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return the function (pictures, their rows, epoch) -> pictures that `augment` varies each by itself."""
+
+    def vary_all(pictures: tf.Tensor, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+        run = tf.stack([tf.constant(seed, tf.int64), epoch])
+        return tf.map_fn(
+            lambda given: augment(given[0], tf.random.experimental.stateless_fold_in(run, given[1])),
+            (pictures, rows),
+            fn_output_signature=tf.float32,
         )
+
+    numbers = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64)]
+    vary: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] = tf.function(
+        vary_all, input_signature=[spec, *numbers]
+    )
+    return vary
 
 
 def epoch_order(rows: Rows, batch_size: int, *, seed: int, epoch: int, lengths: Rows | None = None) -> Rows:
