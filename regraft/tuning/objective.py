@@ -140,8 +140,7 @@ class SoftClasses(Classes):
     def training_loss(self) -> Callable[[Any, Any], Any]:
         import keras
 
-        loss: Callable[[Any, Any], Any] = keras.losses.CategoricalCrossentropy(from_logits=True)
-        return loss
+        return _mean_of(keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"))
 
 
 class Likeness(Classes):
