@@ -58,7 +58,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         # `replace` hands on what the original has, so that all batches of a source share the images they prepared.
-        made_for = (self.source, self.prepare, self.augment, self.seed)
+        made_for = (self.source, self.prepare, self.augment)
         if self.source.kind != "text" and (self._pictures is None or self._pictures.made_for != made_for):
             object.__setattr__(self, "_pictures", _Pictures(*made_for))
 
@@ -126,11 +126,20 @@ class Batches:
             return batches.map(
                 lambda texts, labels, _: (self.prepare(texts), labels), num_parallel_calls=2, deterministic=True
             ).prefetch(4)
-        vary = pictures.vary if epoch else None
-        number = tf.constant(epoch, tf.int64)
-        return batches.map(
-            lambda images, labels, rows: (vary(images, rows, number) if vary else images, labels)
-        ).prefetch(4)
+        vary = pictures.vary
+        if not epoch or vary is None:
+            return batches.map(lambda images, labels, _: (images, labels)).prefetch(4)
+        run = tf.constant([self.seed, epoch], tf.int64)
+        return (
+            batches.unbatch()
+            .map(
+                lambda image, label, row: (vary(image, row, run), label),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .batch(self.batch_size)
+            .prefetch(4)
+        )
 
 
 class _Pictures:
@@ -142,7 +151,6 @@ class _Pictures:
         source: Of which rows are asked for.
         prepare: See `Batches`.
         augment: See `Batches`.
-        seed: See `Batches`.
     """
 
     def __init__(
@@ -150,9 +158,8 @@ class _Pictures:
         source: Source,
         prepare: Callable[[tf.Tensor], tf.Tensor],
         augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
-        seed: int,
     ) -> None:
-        self.made_for = (source, prepare, augment, seed)
+        self.made_for = (source, prepare, augment)
         self._source = source
         self._kept: dict[int, NDArray[np.float32]] = {}
         self._room_bytes = KEPT_BYTES
@@ -163,7 +170,7 @@ class _Pictures:
         self._prepare = tf.function(prepare_all, input_signature=[tf.TensorSpec((None,), tf.string)])
         self.spec = tf.TensorSpec(self._prepare.get_concrete_function().output_shapes, tf.float32)
 
-        self.vary = _batch_of(augment, seed, self.spec) if augment else None
+        self.vary = _traced(augment, self.spec.shape[1:]) if augment else None
 
     def of(self, rows: Rows) -> NDArray[np.float32]:
         """Return the prepared pictures of `rows`, float32, in their order."""
@@ -180,24 +187,19 @@ class _Pictures:
         return pictures
 
 
-def _batch_of(
-    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], seed: int, spec: tf.TensorSpec
+def _traced(
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], shape: tf.TensorShape
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Return the function (pictures, their rows, epoch) -> pictures that `augment` varies each by itself."""
+    """Return the function (picture, its row, [seed, epoch]) -> the picture that `augment` makes of it, as one graph."""
 
-    def vary_all(pictures: tf.Tensor, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
-        run = tf.stack([tf.constant(seed, tf.int64), epoch])
-        return tf.map_fn(
-            lambda given: augment(given[0], tf.random.experimental.stateless_fold_in(run, given[1])),
-            (pictures, rows),
-            fn_output_signature=tf.float32,
-        )
+    def vary(picture: tf.Tensor, row: tf.Tensor, run: tf.Tensor) -> tf.Tensor:
+        return augment(picture, tf.random.experimental.stateless_fold_in(run, row))
 
-    numbers = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64)]
-    vary: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] = tf.function(
-        vary_all, input_signature=[spec, *numbers]
+    numbers = [tf.TensorSpec((), tf.int64), tf.TensorSpec((2,), tf.int64)]
+    graph: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] = tf.function(
+        vary, input_signature=[tf.TensorSpec(shape, tf.float32), *numbers]
     )
-    return vary
+    return graph
 
 
 def epoch_order(rows: Rows, batch_size: int, *, seed: int, epoch: int, lengths: Rows | None = None) -> Rows:

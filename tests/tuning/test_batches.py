@@ -93,3 +93,39 @@ def test_a_number_of_steps_goes_on_into_the_next_epochs():
 def test_an_epoch_has_as_many_batches_as_it_says(rows):
     batches = image_batches(rows=np.arange(rows))
     assert len(list(batches.training(1))) == batches.steps_per_epoch == 2
+
+
+def test_batches_have_the_bytes_of_images_prepared_and_varied_one_by_one():
+    batches = image_batches(augment=augmentation(flip=True))
+    order = epoch_order(batches.rows, 6, seed=3, epoch=4)
+
+    def one(content, row):
+        seed = tf.random.experimental.stateless_fold_in(tf.constant([3, 4], tf.int64), row)
+        return augmentation(flip=True)(prepare_image(content), seed)
+
+    contents = batches.source.inputs(order.tolist())
+    expected = list(tf.data.Dataset.from_tensor_slices((contents, order)).map(one))
+    found = [image for images, _ in batches.training(4) for image in images]
+    assert len(found) == len(expected) == 18
+    assert all(image.numpy().tobytes() == other.numpy().tobytes() for image, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("kept_images", "reads"), [(20, 20), (5, 35), (0, 40)])
+def test_images_are_read_once_as_far_as_there_is_room_to_keep_them(kept_images, reads, monkeypatch):
+    monkeypatch.setattr("regraft.tuning.batches.KEPT_BYTES", kept_images * 8 * 8 * 3 * 4)
+    read = []
+
+    class Counted(InMemory):
+        def inputs(self, indices):
+            read.extend(indices)
+            return super().inputs(indices)
+
+    original = stripes(20)
+    source = Counted("image", original.inputs(range(20)), original.labels)
+    batches = image_batches(source=source)
+    first, again = (
+        np.concatenate([images.numpy() for images, _ in same.in_order()])
+        for same in (batches, batches.of(batches.rows))
+    )
+    assert len(read) == reads
+    assert first.tobytes() == again.tobytes()
