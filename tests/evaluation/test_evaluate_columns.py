@@ -90,6 +90,7 @@ def make_project(root: Path, kind: str, task: str) -> Paths:
         "why": "Tests.",
         "history": [{"epoch": 1, **epoch}],
         "best_epoch": 1,
+        "tried": [],
         "learning_rate": 1e-4,
         "learning_rate_chosen_by": "settings",
         "augmentation": {"used": False, "flip": False},

@@ -76,6 +76,7 @@ def make_project(root: Path, kind: str) -> Paths:
         "why": "Tests.",
         "history": [],
         "best_epoch": 0,
+        "tried": [],
     }
     write_json(paths.reports / "training.json", training)
     write_json(paths.reports / "training_time.json", {"examples_per_second": None, "finetune_seconds": 0.0})
