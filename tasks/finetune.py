@@ -53,7 +53,8 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
 
     models/model/, training.json and selection.json (which strategies were tried, how they did, which was taken and why)
     are the same for the same data, settings and seed, also after an interruption:
-    what is half done lies in the folder named by REGRAFT_SCRATCH (by default .scratch/finetune). training_time.json
+    what is half done lies in the folder named by REGRAFT_SCRATCH (by default .scratch/finetune), and stays there for
+    whoever records the stage to delete. training_time.json
     holds what may differ between two runs: on which devices, and how fast it went here.
 
     Several GPUs share every batch, and so do several processes, each with the project's data and features, if TF_CONFIG
@@ -138,8 +139,9 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             )
         _report_decision(paths, finetune, probe, tuned, objective)
         _report_times(paths, tuned, devices, probe_seconds, time.monotonic() - started)
-    for name in CHECKPOINTS:
-        (scratch / name).unlink(missing_ok=True)
+    else:  # the chief's scratch goes when the flow has recorded the stage: killed before that, it need not train again
+        for name in CHECKPOINTS:
+            (scratch / name).unlink(missing_ok=True)
 
 
 def _build(

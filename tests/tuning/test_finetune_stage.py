@@ -70,13 +70,17 @@ def made(paths):
     return {file.name: file.read_bytes() for file in files}
 
 
-def test_two_runs_write_the_same_bytes_and_leave_nothing_in_scratch(paths):
+def test_two_runs_write_the_same_bytes_and_one_that_was_not_recorded_is_not_trained_again(paths, monkeypatch):
     tasks.finetune.run(SETTINGS, SEED, paths)
     first = made(paths)
     assert set(first) == {"model.weights.h5", "model.json", "probe.npz", "training.json"}
+    shutil.rmtree(paths.scratch)
     tasks.finetune.run(SETTINGS, SEED, paths)
     assert made(paths) == first
-    assert list(paths.scratch.rglob("*.*")) == []
+    shutil.rmtree(paths.model)
+    monkeypatch.delattr("regraft.tuning.loop.Trainer.step")
+    tasks.finetune.run(SETTINGS, SEED, paths)
+    assert made(paths) == first
 
 
 def test_the_reports_say_what_was_done(paths):

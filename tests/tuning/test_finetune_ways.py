@@ -133,6 +133,7 @@ def test_auto_tries_what_fits_says_what_it_took_and_continues_to_the_same_bytes(
     assert selection["comparison"]["examples"] == SIZES["train"] + SIZES["validation"]
 
     shutil.rmtree(paths.model)
+    shutil.rmtree(paths.scratch)
     attempts = 0
     for number in (3, 12):  # killed after so many checkpoints of an attempt
         attempts += killed_after(number, chosen, paths, monkeypatch)

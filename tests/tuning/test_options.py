@@ -1,5 +1,7 @@
 """Options of fine-tuning: they do what they say, together with each strategy, or are refused in one sentence."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -97,6 +99,7 @@ def test_all_options_together_train_and_continue_to_the_same_bytes(paths_of, kin
     said = read_json(paths.reports / "training.json")
     assert said["options"] == {**options, "mixup": chosen.mixup, "layer_decay": 1.0}
     assert np.isfinite(said["history"][-1]["train_loss"])
+    shutil.rmtree(paths.scratch)
     tasks.finetune.run(chosen, SEED, paths)
     assert made(paths) == first
 
