@@ -171,7 +171,7 @@ def run_stage(
             raise _explain(error, name, log, timeout_s) from error
         except OSError as error:
             raise _not_stored(name, error, log) from error
-    for scratch in paths.scratch.glob(f"{name}-*"):
+    for scratch in paths.scratch.glob(f"*{name}-*"):
         shutil.rmtree(scratch, ignore_errors=True)
     return log.exists()
 

@@ -125,11 +125,12 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     log.info("%s", tuned.why)
     weights = log_weights(train.labels, classes) if finetune.class_weights == "balanced" else np.float32(0.0)
 
-    def answering(kernel: Features, bias: Features) -> tuple[Features, Features]:
-        return scale.fold_into(kernel, bias) if scale else (kernel, bias + weights)
+    def answering(kernel: Features, bias: Features, temperature: float) -> tuple[Features, Features]:
+        return scale.fold_into(kernel, bias) if scale else (kernel, bias + np.float32(temperature) * weights)
 
-    set_head(model, *answering(*get_head(model)))
-    kernel, bias = answering(probe.kernel, probe.bias)
+    of_probe = objective.temperature(probe.logits(validation_features), judged.labels)
+    set_head(model, *answering(*get_head(model), of_probe if tuned.shipped == "probe" else tuned.temperature))
+    kernel, bias = answering(probe.kernel, probe.bias, of_probe)
 
     if devices.is_chief:
         with replace_directory(paths.model) as directory:
@@ -197,7 +198,7 @@ def _report_decision(
     """Write training.json and selection.json, whose bytes are the same for the same data, settings and seed."""
     reported = objective.reported({"probe": probe.summary(), **tuned.facts})
     decision = {"strategy": finetune.strategy, "shipped": tuned.shipped, "why": tuned.why}
-    options = finetune.model_dump(include={"layer_decay", "l2_sp", "label_smoothing", "mixup", "class_weights", "soup"})
+    options = finetune.model_dump(exclude={"strategy", "epochs", "learning_rate"})
     write_json(paths.reports / "training.json", {**decision, "options": options, **reported})
     selection = {
         "probe": reported["probe"]["validation"],

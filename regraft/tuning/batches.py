@@ -84,9 +84,15 @@ class Batches:
         if self.vary_batch is None:
             return batches
         vary, seed = self.vary_batch, tf.constant([self.seed, epoch], tf.int64)
-        return batches.enumerate(taken).map(
-            # Numbers of rows, which are not negative, are for `augment`.
-            lambda number, batch: vary(batch[0], batch[1], tf.random.experimental.stateless_fold_in(seed, -1 - number))
+        return (
+            batches.enumerate(taken)
+            .map(
+                # Numbers of rows, which are not negative, are for `augment`.
+                lambda number, batch: vary(
+                    batch[0], batch[1], tf.random.experimental.stateless_fold_in(seed, -1 - number)
+                )
+            )
+            .prefetch(2)
         )
 
     def training_steps(self, steps: int, taken: int = 0) -> tf.data.Dataset:
@@ -165,7 +171,8 @@ class _Pictures:
         self._room_bytes = KEPT_BYTES
 
         def prepare_all(contents: tf.Tensor) -> tf.Tensor:
-            return tf.map_fn(prepare, contents, fn_output_signature=tf.float32)
+            with tf.device("CPU:0"):  # as in a `Dataset.map`
+                return tf.map_fn(prepare, contents, fn_output_signature=tf.float32)
 
         self._prepare = tf.function(prepare_all, input_signature=[tf.TensorSpec((None,), tf.string)])
         self.spec = tf.TensorSpec(self._prepare.get_concrete_function().output_shapes, tf.float32)

@@ -5,12 +5,13 @@ from numpy.typing import NDArray
 
 
 def log_weights(labels: NDArray[np.generic], classes: int) -> NDArray[np.float32]:
-    """Return what to add to each logit for a model that answers as if classes were equally common, shape (K,).
+    """Return what to add to each calibrated logit to answer as if classes were equally common, float32, shape (K,).
 
     That is minus the log of a class's share among K equal ones; for labels that may hold at once, minus the log of its
     odds. A model that fits its training data gives probabilities p(class) p(input | class); without the first factor
     it errs least on the average over classes, which is what weights in the loss aim at too, but those are forgotten by
-    a network that fits all its examples. Source: Menon et al., Long-tail learning via logit adjustment, 2021,
+    a network that fits all its examples. To logits that are surer, or less sure, than they are right, add as many times
+    as much as their temperature is. Source: Menon et al., Long-tail learning via logit adjustment, 2021,
     equation 9 (arXiv:2007.07314).
 
     Args:

@@ -81,7 +81,7 @@ class History:
         epochs: One row an epoch.
         best_epoch: The epoch whose weights are kept; 0 before the first.
         lowest_epoch: The epoch with the lowest refined log loss, which need not be the chosen one: see `train`.
-        averaged_epochs: How many epochs' weights, up to the best one's, are averaged in what is kept: see `train`.
+        averaged_epochs: How many epochs' weights are averaged in what is kept: see `train`.
         kept_log_loss: Refined log loss of what is kept; None before the first epoch.
         seconds: Time spent in training and validation, checkpoints included.
         examples: Examples trained on, each counted as often as it was seen.
@@ -362,8 +362,8 @@ def train(
     middle as a rule.
 
     With `plan.soup` each such epoch is also averaged with what is kept so far, and the average is kept in its place if
-    its refined log loss is lower than those of both. Source: the greedy soup of Wortsman et al., 2022
-    (arXiv:2203.05482), over the epochs of one run, in their order.
+    its refined log loss is lower than those of both; an average that is better than a single epoch after it stays.
+    Source: the greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run, in their order.
 
     Args:
         trainer: The model at its start.
@@ -434,8 +434,8 @@ def train(
             history.lowest_epoch, lowest = epoch, now
         if not now.is_clearly_worse_than(lowest):
             best = _kept(trainer, history, best, now, validate if plan.soup else None)
-            history.best_epoch = epoch
-        if checkpoint and (epoch == plan.epochs or checkpoint.is_due()):
+            history.seconds += clock.lap()
+        if checkpoint and (checkpoint.is_due() or epoch in (plan.epochs, history.best_epoch + plan.patience_epochs)):
             checkpoint.save(Saved(history, trainer.state(), best, lowest, part))
             history.seconds += checkpoint.count(history, clock.lap())
         log.info(
@@ -459,6 +459,7 @@ def train(
 def _kept(trainer: Trainer, history: History, best: State, now: Score, validate: Callable[[], Score] | None) -> State:
     """Return the weights to keep after an epoch that scored `now`: its own, or averaged with `best`; note which."""
     own, epochs, before = trainer.averages(), history.averaged_epochs, history.kept_log_loss
+    history.best_epoch = len(history.epochs)
     if validate and before is not None:
         mean = [(epochs * kept + new) / (epochs + 1) for kept, new in zip(best, own, strict=True)]
         with trainer.using(mean):
@@ -466,6 +467,8 @@ def _kept(trainer: Trainer, history: History, best: State, now: Score, validate:
         if together < min(now.refined_log_loss, before):
             history.averaged_epochs, history.kept_log_loss = epochs + 1, together
             return mean
+        if epochs > 1 and before <= now.refined_log_loss:
+            return best
     history.averaged_epochs, history.kept_log_loss = 1, now.refined_log_loss
     return own
 

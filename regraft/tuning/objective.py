@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.tuning.scores import (
     Score,
+    inverse_temperature,
+    label_inverse_temperature,
     label_losses,
     log_losses,
     score,
@@ -73,6 +75,10 @@ class Objective(ABC):
     def training_loss(self) -> Callable[[Any, Any], Any]:
         """Return the loss of a step, a function of labels and outputs (tensors) to a scalar."""
 
+    def temperature(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        """Return what logits (N, K) must be divided by to be as sure as they are right; 1 where there are none."""
+        return 1.0
+
     @abstractmethod
     def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
         """Return one or more ways to put examples into groups of like targets, each of shape (N,).
@@ -121,6 +127,9 @@ class Classes(Objective):
         import keras
 
         return _mean_of(keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"))
+
+    def temperature(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        return 1.0 / inverse_temperature(outputs, labels)
 
     def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
         return [labels]
@@ -192,6 +201,9 @@ class LabelSets(Objective):
         import keras
 
         return _mean_of(keras.losses.BinaryCrossentropy(from_logits=True, reduction="none"))
+
+    def temperature(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        return 1.0 / label_inverse_temperature(outputs, labels)
 
     def groupings(self, labels: NDArray[Any]) -> list[NDArray[np.int64]]:
         # By the rarest of an example's labels, so that every fold has some of each.

@@ -75,7 +75,19 @@ def refined_log_losses(logits: NDArray[np.floating], labels: NDArray[np.integer]
         labels: Shape (N,), in [0, K).
 
     Source: Berta, Holzmueller, Jordan & Bach, Rethinking Early Stopping: Refine, Then Calibrate, 2025
-        (arXiv:2501.19195); temperature as in Guo et al., 2017 (arXiv:1706.04599).
+        (arXiv:2501.19195).
+    """
+    return log_losses(logits.astype(np.float64) * inverse_temperature(logits, labels), labels)
+
+
+def inverse_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return what to multiply `logits` by for the lowest mean log loss, within 1 / `TEMPERATURES`.
+
+    Args:
+        logits: Shape (N, K), finite.
+        labels: Shape (N,), in [0, K).
+
+    Source: Guo et al., 2017 (arXiv:1706.04599).
     """
     wide = logits.astype(np.float64)
     # The mean log loss is convex in 1/temperature, so its slope has one root: halve the interval that holds it.
@@ -90,7 +102,7 @@ def refined_log_losses(logits: NDArray[np.floating], labels: NDArray[np.integer]
             high = middle
         else:
             low = middle
-    return log_losses(wide * math.sqrt(low * high), labels)
+    return math.sqrt(low * high)
 
 
 def score_labels(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Score:
@@ -113,6 +125,11 @@ def score_labels(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> 
 def label_losses(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the negative log likelihood of each example's labels, in nats a label, float64, shape (N,)."""
     return log_losses(*_as_pairs(logits, labels)).reshape(labels.shape).mean(axis=1)
+
+
+def label_inverse_temperature(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> float:
+    """Return what to multiply `logits` (N, K) of `labels` (N, K) by for the lowest mean log loss of a label."""
+    return inverse_temperature(*_as_pairs(logits, labels))
 
 
 def _as_pairs(

@@ -72,12 +72,14 @@ class Tuned:
         why: One sentence with the numbers that decided.
         facts: For the report, ready for JSON: the same for the same data and seed.
         history: Of the final fine-tuning run; None if there was none.
+        temperature: Of the fine-tuned model's logits on validation data, see `Objective.temperature`.
     """
 
     shipped: str
     why: str
     facts: dict[str, Any]
     history: History | None
+    temperature: float = 1.0
 
 
 def probe_only(probe: Probe, objective: Objective = CLASSES, reason: str = "Strategy probe.") -> Tuned:
@@ -142,7 +144,7 @@ def fine_tune(
         course.recipe = course.within_budget(runner, ways, per_way * len(ways))
         runner.reset()
         if not course.recipe.epochs:
-            why = f"finetune.budget_s: {recipe.budget_s:g} is too little for short runs and one epoch."
+            why = f"finetune.budget_s: {recipe.budget_s:g} is too little for one epoch, and short runs before it."
             return model, probe_only(probe, objective, why)
     if searches or len(ways) > 1:
         for number, way in enumerate(ways):
@@ -206,7 +208,8 @@ def fine_tune(
         )
         why = f"{why} Of the strategies tried in short runs {way.name} was best (held-out loss: {tried})."
     shipped = way.name if verdict.prefers_tuned else "probe"
-    return model, Tuned(shipped, why, facts, history)
+    temperature = objective.temperature(evidence[-1].tuned_logits, evidence[-1].labels)
+    return model, Tuned(shipped, why, facts, history, temperature)
 
 
 def choose_way(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> Way:
@@ -324,11 +327,12 @@ class _Course:
         self.devices.copy_from_chief(file)
         kept = read_json(file) if file.exists() else {}
         if kept.get("run") != self._run:
-            step_s = _seconds_per_step(runner, self.everything)
+            first_s, step_s = _seconds_of_steps(runner, self.everything)
+            compiling_s = first_s * (len(ways) + 1 if len(ways) > 1 else 1)
             # Validation has no backward pass, which is two thirds of a step.
             per_epoch = self.everything.steps_per_epoch + len(self.judged.rows) / recipe.batch_size / 3.0
             rehearsals = folds_to_judge(len(self.data.train.labels), len(self.judged.rows)) if len(ways) > 1 else 0
-            steps = float(recipe.budget_s or 0.0) / step_s
+            steps = (float(recipe.budget_s or 0.0) - compiling_s) / step_s
             epochs = epochs_within(
                 steps, recipe.epochs, steps_per_epoch=per_epoch, pilots=pilots, rehearsals=rehearsals
             )
@@ -501,15 +505,18 @@ class _Runner:
         return gradual_multipliers(levels(self.trainer.model, GROUPS), total_steps) if self.way.gradual else None
 
 
-def _seconds_per_step(runner: _Runner, batches: Batches) -> float:
-    """Return how long a training step takes, its input included: the median of three after one that compiles."""
+def _seconds_of_steps(runner: _Runner, batches: Batches) -> tuple[float, float]:
+    """Return how long the first training step takes, which compiles, and a later one, with its share of the input.
+
+    The median of the last three of eight: batches that were made while the first step was compiled have been used up.
+    """
     runner.begin(batches.rows)
     seconds, began = [], time.monotonic()
-    for inputs, labels in runner.batches(batches).training_steps(4):
+    for inputs, labels in runner.batches(batches).training_steps(8):
         runner.trainer.step(inputs, labels, 0.0)
         seconds.append(time.monotonic() - began)
         began = time.monotonic()
-    return float(np.median(seconds[1:]))
+    return seconds[0], float(np.median(seconds[-3:]))
 
 
 def _pilot(
