@@ -160,7 +160,6 @@ class Likeness(Classes):
     (arXiv:2209.11055).
     """
 
-    loss_name = "log loss"
     compares_examples = True
 
     def training_loss(self) -> Callable[[Any, Any], Any]:
