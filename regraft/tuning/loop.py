@@ -120,9 +120,9 @@ class Trainer:
         objective: Decides the loss.
         weight_decay: AdamW's, on kernels only.
         clip_norm: The global norm that gradients are scaled down to.
-        l2_sp: Strength of a pull back to the weights that `start` found, in place of weight decay: each step moves all of
-            them, the head's too, towards those by `rate * l2_sp` of the distance. L2-SP of Li, Grandvalet & Davoine, 2018, equation 3
-            (arXiv:1802.01483), decoupled from AdamW's moments as weight decay is.
+        l2_sp: Strength of a pull back to the weights that `start` found, in place of weight decay: each step moves all
+            of them, the head's too, towards those by `rate * l2_sp` of the distance. L2-SP of Li, Grandvalet &
+            Davoine, 2018, equation 3 (arXiv:1802.01483), decoupled from AdamW's moments as weight decay is.
         multipliers: Of the learning rate, one for each of `model.trainable_variables` as they are after freezing, see
             `layers.decayed_multipliers`; None leaves all steps as they are.
         devices: What trains. The model must have been made in their scope.
