@@ -117,7 +117,13 @@ def test_contrastive_learning_is_refused_for_images(paths_of):
         tasks.finetune.run(settings("contrastive"), SEED, paths_of("image"))
 
 
-@pytest.mark.parametrize(("kind", "rivals"), [("image", ["lp_ft", "gradual"]), ("text", ["lp_ft", "contrastive"])])
+@pytest.mark.parametrize(
+    ("kind", "rivals"),
+    [
+        pytest.param("image", ["lp_ft", "gradual"], marks=pytest.mark.slow),
+        ("text", ["lp_ft", "contrastive"]),
+    ],
+)
 def test_auto_tries_what_fits_says_what_it_took_and_continues_to_the_same_bytes(paths_of, monkeypatch, kind, rivals):
     paths = paths_of(kind)
     chosen = settings("auto", learning_rate="auto")

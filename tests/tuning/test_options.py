@@ -95,7 +95,7 @@ def test_batches_are_varied_alike_for_the_same_seed_and_epoch_however_many_were_
     np.testing.assert_array_equal(next(iter(rows.in_order()))[1], source.labels[:10])
 
 
-@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("kind", ["image", pytest.param("text", marks=pytest.mark.slow)])
 def test_all_options_together_train_to_the_same_bytes_killed_on_the_way_or_not(paths_of, monkeypatch, kind):  # noqa: F811
     paths = paths_of(kind)
     options = {"label_smoothing": 0.1, "l2_sp": 1.0, "soup": True, "class_weights": "balanced"}
