@@ -72,14 +72,15 @@ class StagePlan:
 class StageFailed(RegraftError):
     """A stage's process ended with an error; the message holds its last lines."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, *, was_killed: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.was_killed = was_killed
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same work may succeed if it is simply tried again (disk, network, server)."""
-        return self.exit_code == ResourceError.exit_code
+        """Whether the same work may succeed if it is tried again at once (disk, network, server; not memory)."""
+        return self.exit_code == ResourceError.exit_code and not self.was_killed
 
 
 def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> list[StagePlan]:
@@ -559,13 +560,13 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
         return StageFailed(f"stage {name}: " + "\n".join(lines[errors[-1] :]).removeprefix("error: "), status)
     if status in (-signal.SIGINT, 128 + signal.SIGINT):
         return StageFailed(f"stage {name} was interrupted; run again to go on from its last checkpoint", INTERRUPTED)
-    exit_code = 1
+    exit_code, was_killed = 1, False
     if any("No space left on device" in line for line in lines):
         what, exit_code = f"ran out of disk space. {_room(log)}", ResourceError.exit_code
     elif any(line.startswith("Timeout (") for line in lines):
         what = f"was stopped after {timeout_s} s (`timeout_s` in dvc.yaml)"
     elif status < 0 or status > 128:
-        number = -status if status < 0 else status - 128
+        number, was_killed = -status if status < 0 else status - 128, True
         what = (
             f"was killed by {signal.Signals(number).name if number in signal.valid_signals() else number} "
             "(the kernel does that when memory runs out); run again to go on from its last checkpoint"
@@ -575,7 +576,8 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
     if exit_code == ResourceError.exit_code:
         return StageFailed(f"stage {name} {what}", exit_code)
     tail = [f"  {line}" for line in lines if not progress.LINE.match(line) and not NOISE.match(line)][-TAIL_LINES:]
-    return StageFailed("\n".join([f"stage {name} {what}. Its last lines, all of them in {log}:", *tail]), exit_code)
+    said = "\n".join([f"stage {name} {what}. Its last lines, all of them in {log}:", *tail])
+    return StageFailed(said, ResourceError.exit_code if was_killed else exit_code, was_killed=was_killed)
 
 
 def _not_stored(name: str, error: OSError, log: Path) -> ResourceError:

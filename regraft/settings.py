@@ -120,7 +120,7 @@ class FinetuneSettings(Section):
     mixup: Annotated[Number, Field(ge=0.0, le=10.0)] = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     soup: bool = False
-    budget_s: Annotated[Number, Field(gt=0.0)] | None = None
+    budget_s: Annotated[Number, Field(gt=0.0, allow_inf_nan=False)] | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 

@@ -50,7 +50,7 @@ def this_worker() -> Worker:
     if not known:
         raise SettingsError(
             'the environment variable TF_CONFIG must be like {"cluster": {"worker": ["host:port", "host:port"]}, '
-            '"task": {"type": "worker", "index": 0}}, with no tasks but chief and worker; '
+            '"task": {"type": "worker", "index": 0}}, with no tasks but chief and worker, or unset to train alone; '
             f"got {said}"
         )
     return Worker(number, addresses)

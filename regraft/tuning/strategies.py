@@ -417,7 +417,8 @@ class _Course:
             # A head that has never seen the rows that judge.
             runner.begin(learned)
             name = f"{runner.way.name} at learning rate {rate:g}"
-            progress = Progress(log, f"trying {name}", steps * everything.batch_size, "examples")
+            batch = min(everything.batch_size, len(everything.rows))
+            progress = Progress(log, f"trying {name}", steps * batch, "examples")
             checkpoint = Checkpoint(self._scratch / PILOT_CHECKPOINT, f"{self._run}/{name}")
             plan = self.plan(runner, 1, steps, rate, 1)
             pilots.append(_pilot(runner, plan, everything, judges, progress=progress, checkpoint=checkpoint))
