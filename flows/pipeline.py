@@ -566,7 +566,8 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
     elif any(line.startswith("Timeout (") for line in lines):
         what = f"was stopped after {timeout_s} s (`timeout_s` in dvc.yaml)"
     elif status < 0 or status > 128:
-        number, was_killed = -status if status < 0 else status - 128, True
+        number = -status if status < 0 else status - 128
+        was_killed = number == signal.SIGKILL
         what = (
             f"was killed by {signal.Signals(number).name if number in signal.valid_signals() else number} "
             "(the kernel does that when memory runs out); run again to go on from its last checkpoint"
