@@ -27,6 +27,7 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with console.status("starting Prefect", spinner="dots") as status:
         import httpx
+        from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
         from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
         from flows.retrain import retrain
@@ -43,7 +44,7 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         try:
             with temporary_settings(patience):
                 return retrain(root=str(root), force=force)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ConcurrencySlotAcquisitionError) as error:  # the latter: busy, its tables locked
             if _was_told_to_stop(error):  # and so was Prefect's own server, if the signal went to all processes
                 raise SystemExit(TERMINATED) from error
             raise ResourceError(
