@@ -10,16 +10,13 @@ which is what `regraft run` does with cached features: its search for a penalty 
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.projects import prepared_images
+from benchmarks.projects import prepared_images, timed
 from regraft.backbones.extractor import build_extractor
 from regraft.backbones.fetch import fetch
 from regraft.determinism import set_up
@@ -29,7 +26,6 @@ from regraft.tuning.probe import fit_probe
 from regraft.tuning.solvers import Features
 
 BATCH_SIZE, RATE, SEED = 32, 1e-3, 7
-Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -83,15 +79,15 @@ def compare(arguments: argparse.Namespace, scratch: Path) -> None:
             for images, labels in batches.training(epoch):
                 through_backbone.train_on_batch(images, labels)
 
-    features, cached_s = _timed(from_cache)
-    _, through_s = _timed(from_images)
+    features, cached_s = timed(from_cache)
+    _, through_s = timed(from_images)
     held_out = extract(Batches(validation, np.arange(len(validation)), extractor.prepare, BATCH_SIZE, SEED))
     one, two = (
         keras.ops.softmax(held_out @ head[0] + head[1]).numpy()
         for head in (get_head(on_features), get_head(through_backbone))
     )
     right = validation.labels.astype(np.int64)
-    probe, probe_s = _timed(
+    probe, probe_s = timed(
         lambda: fit_probe(features, train.labels[rows].astype(np.int64), held_out, right, classes=classes)
     )
     print(f"{len(rows)} images of {arguments.image_size_px} px, {arguments.epochs} epochs of batches of {BATCH_SIZE}")
@@ -114,12 +110,6 @@ def _compiled(model: keras.Model) -> keras.Model:
         if variable is not model.optimizer.learning_rate:
             variable.assign(tf.zeros_like(variable.value))
     return model
-
-
-def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -174,12 +174,10 @@ def plain_keras(data: Any, folder: Path) -> float:
     import numpy as np
     import tensorflow as tf
 
-    from regraft.backbones.extractor import build_extractor
+    from regraft.backbones.extractor import extractor_as
 
     keras.utils.set_random_seed(SEED)
-    extractor = build_extractor(
-        folder / "backbones", image_size_px=data["image_size_px"], max_tokens=data["max_tokens"]
-    )
+    extractor = extractor_as(folder / "backbones", data)
     extractor.model.trainable = False
     hidden = keras.layers.Dense(1024, activation="relu")(extractor.model.outputs[0])
     outputs = keras.layers.Dense(data["classes"], activation="softmax")(hidden)

@@ -10,13 +10,11 @@ for copies, which the plain pipeline has none of, is timed on a line of its own.
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import tensorflow as tf
 
+from benchmarks.projects import timed
 from regraft.data.audit import Copies, find_copies
 from regraft.data.examples import collect_images
 from regraft.data.records import SPLITS, open_split, write_prepared
@@ -24,7 +22,6 @@ from regraft.data.sources import is_image_name, list_files
 from regraft.data.splits import complete, group
 
 _ROWS_AT_ONCE = 256
-Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -53,10 +50,10 @@ def main() -> None:
 def _ours(folder: Path, scratch: Path) -> list[float]:
     """Return the seconds that checking, writing, reading and the audit take."""
     (scratch / "png").mkdir()
-    collection, check = _timed(lambda: collect_images(folder, scratch / "png"))
+    collection, check = timed(lambda: collect_images(folder, scratch / "png"))
     examples = [example for held in collection.splits.values() for example in held]
     copies: Copies
-    copies, audit = _timed(lambda: find_copies("image", (example.content for example in examples)))
+    copies, audit = timed(lambda: find_copies("image", (example.content for example in examples)))
     labels = sorted({example.label for example in examples})
 
     def write() -> None:
@@ -78,8 +75,8 @@ def _ours(folder: Path, scratch: Path) -> list[float]:
                 size_bytes += sum(map(len, split.inputs(rows))) + int(split.labels[start] < 0)
         return size_bytes
 
-    _, written = _timed(write)
-    size_bytes, read_back = _timed(read)
+    _, written = timed(write)
+    size_bytes, read_back = timed(read)
     assert size_bytes > 0
     return [check, written, read_back, audit]
 
@@ -113,16 +110,10 @@ def _plain(folder: Path, scratch: Path) -> list[float]:
         dataset = tf.data.TFRecordDataset(file).map(parse, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
         return sum(len(row["image"].numpy()) for row in dataset)
 
-    _, written = _timed(write)
-    size_bytes, read_back = _timed(read)
+    _, written = timed(write)
+    size_bytes, read_back = timed(read)
     assert size_bytes > 0
     return [written, read_back]
-
-
-def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started
 
 
 if __name__ == "__main__":

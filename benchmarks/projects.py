@@ -5,16 +5,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
     from regraft.data.records import Split
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,10 @@ def prepared_images(folder: Path | None, scratch: Path) -> "tuple[Split, Split]"
     splits = complete(found, validation_fraction=0.15, test_fraction=0.2)
     write_prepared(scratch / "prepared", "image", labels, splits)
     return open_split(scratch / "prepared", "train"), open_split(scratch / "prepared", "validation")
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """Return what `work` returns, and the seconds it took."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started

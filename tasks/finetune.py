@@ -14,8 +14,7 @@ import keras
 import numpy as np
 
 from regraft import determinism
-from regraft.backbones.extractor import Extractor, build_extractor
-from regraft.backbones.spectrogram import as_view
+from regraft.backbones.extractor import Extractor, extractor_as
 from regraft.data.records import Split, open_split
 from regraft.data.targets import REGRESSION
 from regraft.errors import TrainingError
@@ -30,32 +29,20 @@ from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
 from regraft.tuning.recipes import WAYS, Data, Recipe, Way, competitors, epochs_for, from_nothing
 from regraft.tuning.solvers import Features
-from regraft.tuning.strategies import (
-    BUDGET,
-    CHECKPOINT,
-    PILOT_CHECKPOINT,
-    PILOTS,
-    REHEARSALS,
-    Tuned,
-    fine_tune,
-    has_attention,
-    probe_only,
-)
+from regraft.tuning.strategies import Tuned, fine_tune, has_attention, probe_only
 from regraft.tuning.target_scale import Relabelled, TargetScale
 
 log = logging.getLogger(__name__)
-
-CHECKPOINTS = (CHECKPOINT, PILOT_CHECKPOINT, PILOTS, BUDGET, *REHEARSALS)
 
 
 def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     """Read data/prepared, features/ and models/backbones/, write models/model/ and three reports.
 
     models/model/, training.json and selection.json (which strategies were tried, how they did, which was taken and why)
-    are the same for the same data, settings and seed, also after an interruption:
-    what is half done lies in the folder named by REGRAFT_SCRATCH (by default .scratch/finetune), and stays there for
-    whoever records the stage to delete. training_time.json
-    holds what may differ between two runs: on which devices, and how fast it went here.
+    are the same for the same data, settings and seed, also after an interruption: what is half done lies in the folder
+    named by REGRAFT_SCRATCH (by default .scratch/finetune), and stays there for whoever records the stage to delete, so
+    that a run killed before that need not train again. training_time.json holds what may differ between two runs: on
+    which devices, and how fast it went here.
 
     Several GPUs share every batch, and so do several processes, each with the project's data and features, if TF_CONFIG
     says so: all of them train, and only the chief's writes anything but its scratch folder.
@@ -140,9 +127,6 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             )
         _report_decision(paths, finetune, probe, tuned, objective)
         _report_times(paths, tuned, devices, probe_seconds, time.monotonic() - started)
-    else:  # the chief's scratch goes when the flow has recorded the stage: killed before that, it need not train again
-        for name in CHECKPOINTS:
-            (scratch / name).unlink(missing_ok=True)
 
 
 def _build(
@@ -154,34 +138,16 @@ def _build(
     keras.utils.clear_session(free_memory=False)
     determinism.set_up(seed)
     with devices.scope():
-        extractor = build_extractor(
-            backbones,
-            image_size_px=about["image_size_px"],
-            max_tokens=about["max_tokens"],
-            view=as_view(about.get("view")),
-            pair=about.get("pair"),
-        )
+        extractor = extractor_as(backbones, about)
         return extractor, graft(extractor.model, probe.kernel, probe.bias)
 
 
 def _recipe(finetune: FinetuneSettings, seed: int, examples: int, *, pretrained: bool) -> Recipe:
     """Return what a person set, with the rules for so many training examples in place of `auto`."""
     by_rule = epochs_for(examples, finetune.batch_size, pretrained=pretrained)
-    return Recipe(
-        epochs=by_rule if finetune.epochs == "auto" else finetune.epochs,
-        batch_size=finetune.batch_size,
-        learning_rate=finetune.learning_rate,
-        patience_epochs=finetune.patience_epochs,
-        augment=finetune.augment,
-        seed=seed,
-        layer_decay=finetune.layer_decay,
-        l2_sp=finetune.l2_sp,
-        label_smoothing=finetune.label_smoothing,
-        mixup=finetune.mixup,
-        soup=finetune.soup,
-        budget_s=finetune.budget_s,
-        accumulate=finetune.accumulate,
-    )
+    epochs = by_rule if finetune.epochs == "auto" else finetune.epochs
+    set_as_they_are = finetune.model_dump(exclude={"strategy", "epochs", "class_weights", "precision"})
+    return Recipe(epochs=epochs, seed=seed, **set_as_they_are)
 
 
 def _ways(finetune: FinetuneSettings, data: Data, model: keras.Model, *, pretrained: bool) -> tuple[Way, ...]:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from regraft.backbones import small  # also makes its classes known to `from_preset`
 from regraft.backbones.card import Card, read_card, stored_backbone, weights_digest
-from regraft.backbones.spectrogram import View, sound_preparation
+from regraft.backbones.spectrogram import View, as_view, sound_preparation
 from regraft.data.pairs import SEPARATOR
 from regraft.errors import BackboneError
 
@@ -131,6 +131,22 @@ def build_extractor(
     needs = not isinstance(tokenizer, small.HashedWords)
     return Extractor(
         "text", card, model, prepare, folder, max_tokens=longest, pair=tuple(pair or ()), needs_tensorflow_text=needs
+    )
+
+
+def extractor_as(backbones: Path, said: Mapping[str, Any]) -> Extractor:
+    """Return the extractor that features or a model were made with.
+
+    Args:
+        backbones: As for `build_extractor`.
+        said: features.json, or the card of a model: sizes, view and pair under the names they have there.
+    """
+    return build_extractor(
+        backbones,
+        image_size_px=said["image_size_px"],
+        max_tokens=said["max_tokens"],
+        view=as_view(said.get("view")),
+        pair=said.get("pair"),
     )
 
 

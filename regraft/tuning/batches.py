@@ -54,13 +54,14 @@ class Batches:
     lengths: Rows | None = None
     in_pairs: bool = False
     vary_batch: Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]] | None = None
-    _pictures: Any = field(default=None, repr=False, compare=False)
+    _pictures: "_Pictures | None" = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # `replace` hands on what the original has, so that all batches of a source share the images they prepared.
-        made_for = (self.source, self.prepare, self.augment)
-        if self.source.kind != "text" and (self._pictures is None or self._pictures.made_for != made_for):
-            object.__setattr__(self, "_pictures", _Pictures(*made_for))
+        if self.source.kind == "text":
+            return
+        if self._pictures is None or not self._pictures.are_of(self.source, self.prepare, self.augment):
+            object.__setattr__(self, "_pictures", _Pictures(self.source, self.prepare, self.augment))
 
     def of(self, rows: Rows) -> "Batches":
         """Return the same for other rows of the same source."""
@@ -165,8 +166,7 @@ class _Pictures:
         prepare: Callable[[tf.Tensor], tf.Tensor],
         augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
     ) -> None:
-        self.made_for = (source, prepare, augment)
-        self._source = source
+        self._source, self._made_by = source, (prepare, augment)
         self._kept: dict[int, NDArray[np.float32]] = {}
         self._room_bytes = KEPT_BYTES
 
@@ -178,6 +178,10 @@ class _Pictures:
         self.spec = tf.TensorSpec(self._prepare.get_concrete_function().output_shapes, tf.float32)
 
         self.vary = _traced(augment, self.spec.shape[1:]) if augment else None
+
+    def are_of(self, source: Source, *made_by: Any) -> bool:
+        """Return whether they are those of `source`, prepared and varied by these very functions."""
+        return self._source is source and self._made_by == made_by
 
     def of(self, rows: Rows) -> NDArray[np.float32]:
         """Return the prepared pictures of `rows`, float32, in their order."""

@@ -98,8 +98,7 @@ def load_classifier(directory: Path, backbones: Path) -> Classifier:
     Raises:
         TrainingError: If `directory` holds no model.
     """
-    from regraft.backbones.extractor import build_extractor
-    from regraft.backbones.spectrogram import as_view
+    from regraft.backbones.extractor import extractor_as
 
     if not (directory / _CARD).exists():
         raise TrainingError(
@@ -108,13 +107,7 @@ def load_classifier(directory: Path, backbones: Path) -> Classifier:
     card = read_json(directory / _CARD)
     with np.load(directory / _PROBE, allow_pickle=False) as probe:
         kernel, bias = probe["kernel"], probe["bias"]
-    extractor = build_extractor(
-        backbones,
-        image_size_px=card["image_size_px"],
-        max_tokens=card["max_tokens"],
-        view=as_view(card.get("view")),
-        pair=card.get("pair"),
-    )
+    extractor = extractor_as(backbones, card)
     model = graft(extractor.model, kernel, bias)
     model.load_weights(directory / _WEIGHTS)
     return Classifier(extractor, model, tuple(card["labels"]), kernel, bias, card["shipped"], card["task"])

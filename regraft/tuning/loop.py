@@ -99,10 +99,6 @@ class History:
     checkpoints: int = 0
     checkpoints_seconds: float = 0.0
 
-    def best(self) -> Epoch:
-        """Return the epoch whose weights the model has after `train`."""
-        return self.epochs[self.best_epoch - 1]
-
 
 class Trainer:
     """A model with its optimizer, both compiled once and set back to any earlier state without compiling again.
@@ -206,8 +202,9 @@ class Trainer:
             self.restore([self.devices.from_chief(value) for value in self.state()])
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.assign(weight.value)
-        for start, weight in zip(self._starts, self._weights, strict=bool(self._starts)):
-            start.assign(weight.value)
+        if self._starts:
+            for start, weight in zip(self._starts, self._weights, strict=True):
+                start.assign(weight.value)
 
     @contextmanager
     def using(self, weights: State) -> Iterator[None]:
@@ -307,8 +304,9 @@ class Trainer:
         self._optimizer.learning_rate.assign(rate)
         before = [] if self.multipliers is None else [tf.identity(weight.value) for weight in self._weights]
         self._optimizer.apply(slopes, reached)
-        for start, weight in zip(self._starts, self._weights, strict=bool(self._starts)):
-            weight.assign(weight.value - rate * self._l2_sp * (weight.value - start))
+        if self._starts:
+            for start, weight in zip(self._starts, self._weights, strict=True):
+                weight.assign(weight.value - rate * self._l2_sp * (weight.value - start))
         # AdamW divides a gradient by its own size, so a smaller gradient makes no smaller step: the step itself, weight
         # decay included, is what a multiplier shortens.
         for number, start in enumerate(before):
