@@ -1,6 +1,7 @@
 """The command `regraft`. The one module that may call every layer; heavy imports wait until a command needs them."""
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -40,6 +41,7 @@ Root = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 HERE = Path()
 _PAIRS_SHOWN = 50
+_BEFORE_RANKING = ("download", "preprocess")
 
 
 def main() -> None:
@@ -185,6 +187,58 @@ def run(
 
         outcome = run_flow(paths.root, forced, debug="--debug" in sys.argv)
     _tell_outcome(paths, outcome, as_json=as_json)
+
+
+@app.command("rank")
+def rank_backbones(root: Root = HERE, as_json: AsJson = False) -> None:
+    """Show how well each backbone that is at hand would suit the data, by its frozen features; train nothing.
+
+    Brings the prepared data up to date first. Candidates are those of `backbone.candidates` in params.yaml, or all that
+    need no network here.
+    """
+    from flows import pipeline
+    from regraft.locking import project_lock
+    from regraft.quiet import without_noise
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    settings = load_settings(paths.params)
+    with project_lock(paths):
+        for stage in pipeline.plan(paths.root):
+            if stage.name in _BEFORE_RANKING and stage.stale:
+                typer.echo(f"running stage {stage.name}", err=True)
+                pipeline.run_stage(
+                    paths.root, stage.name, timeout_s=stage.timeout_s, on_line=lambda line: typer.echo(line, err=True)
+                )
+    with without_noise():
+        from regraft.ranking.contest import FIRST_ROUND, Contest
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    contest = Contest(settings.backbone, settings.embed, settings.seed, paths, scratch=paths.scratch / "rank")
+    ranked = contest.rank(contest.candidates, FIRST_ROUND)
+    if as_json:
+        _print_json(contest.objective.reported([row.facts() | {"seconds": row.seconds} for row in ranked]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    objective = contest.objective
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in (
+        "backbone",
+        "parameters",
+        f"held-out {objective.loss_name}",
+        objective.measure_name,
+        "LogME",
+        "H-score",
+        "s",
+    ):
+        table.add_column(heading, justify="left" if heading == "backbone" else "right")
+    for row in ranked:
+        score = "" if row.h_score is None else f"{row.h_score:.2f}"
+        numbers = (f"{row.parameters / 1e6:.1f} M", f"{row.held_out_loss:.4f}", f"{row.accuracy:.4f}")
+        table.add_row(row.candidate.label, *numbers, f"{row.log_maximum_evidence:.4f}", score, f"{row.seconds:.0f}")
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    typer.echo(f"on {ranked[0].examples} training examples, judged on held-out ones by a probe on frozen features")
 
 
 @app.command()

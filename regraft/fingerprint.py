@@ -21,7 +21,7 @@ from regraft.data import sources
 from regraft.errors import BackboneError, RegraftError
 from regraft.files import read_json, write_json
 from regraft.paths import REPOSITORY, Paths
-from regraft.settings import Settings
+from regraft.settings import AUTO, Settings
 
 FIRST_PARTY = ("regraft", "tasks")
 SETTINGS = REPOSITORY / "regraft" / "settings.py"
@@ -36,16 +36,18 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
 
     Raises:
         DataError: If the source does not exist.
-        BackboneError: If the backbone is neither in the catalogue nor a preset folder, or takes another kind of data.
+        BackboneError: If a backbone is neither in the catalogue nor a preset folder, or takes another kind of data.
     """
-    kind = catalogue.kind_of(settings.backbone.name, paths.root)
-    if settings.preprocess.kind != "auto" and catalogue.backbone_kind(settings.preprocess.kind) != kind:
-        raise BackboneError(
-            f"backbone.name: {settings.backbone.name} takes {kind} data, but preprocess.kind is "
-            f"{settings.preprocess.kind}; fitting backbones: {', '.join(catalogue.names(settings.preprocess.kind))}."
-        )
+    for name in settings.backbone.named:
+        kind = catalogue.kind_of(name, paths.root)
+        if settings.preprocess.kind != "auto" and catalogue.backbone_kind(settings.preprocess.kind) != kind:
+            raise BackboneError(
+                f"backbone.name: {name} takes {kind} data, but preprocess.kind is {settings.preprocess.kind}; "
+                f"fitting backbones: {', '.join(catalogue.names(settings.preprocess.kind))}."
+            )
     current = {
         "source": _source(paths, settings),
+        "candidates": _candidates(settings),
         "preset": _preset(paths, settings),
         "seed_of_weights": _seed_of_weights(settings),
         "code": {stage: code_fingerprint(stage) for stage in stages},
@@ -81,6 +83,7 @@ def moved_inputs(paths: Paths, settings: Settings, stage: str) -> list[str]:
     """Return which inputs of `stage` from outside the project are no longer as `.regraft/inputs.json` has them."""
     now: dict[str, Callable[[], Any]] = {
         "source": lambda: _source(paths, settings),
+        "candidates": lambda: _candidates(settings),
         "preset": lambda: _preset(paths, settings),
         "seed_of_weights": lambda: _seed_of_weights(settings),
         f"code.{stage}": lambda: code_fingerprint(stage),
@@ -105,16 +108,29 @@ def _source(paths: Paths, settings: Settings) -> dict[str, Any]:
     return {folder: source.fingerprint(paths.state / f"source-index-{folder}.json") for folder, source in found.items()}
 
 
+def _candidates(settings: Settings) -> list[str] | None:
+    """Return the backbones that `auto` chooses among; None if one is named."""
+    if settings.backbone.name != AUTO:
+        return None
+    return settings.backbone.candidates or catalogue.at_hand()
+
+
 def _seed_of_weights(settings: Settings) -> int | None:
-    """Return the seed if the backbone begins from nothing, else None: another seed is no reason to fetch one again."""
-    return settings.seed if catalogue.begins_from_nothing(settings.backbone.name) else None
+    """Return the seed if a backbone begins from nothing, else None: another seed is no reason to fetch one again."""
+    names = _candidates(settings) or [settings.backbone.name]
+    return settings.seed if any(catalogue.begins_from_nothing(name) for name in names) else None
 
 
 def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:
-    folder = catalogue.preset_folder(settings.backbone.name, paths.root)
-    if folder is None:
-        return None
-    return sources.parse(f"folder:{folder}", paths.root).fingerprint(paths.state / "preset-index.json")
+    """Return the fingerprint of the preset folder that is named as backbone; of several candidates, that of each."""
+    found: dict[str, Any] = {}
+    for name in settings.backbone.named:
+        if folder := catalogue.preset_folder(name, paths.root):
+            index = paths.state / (
+                "preset-index.json" if len(settings.backbone.named) == 1 else f"preset-{len(found)}.json"
+            )
+            found[name] = sources.parse(f"folder:{folder}", paths.root).fingerprint(index)
+    return found if settings.backbone.name == AUTO and found else next(iter(found.values()), None)
 
 
 def code_fingerprint(stage: str) -> dict[str, str]:

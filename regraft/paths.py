@@ -55,6 +55,11 @@ class Paths:
     def reports(self) -> Path:
         return self.root / "reports"
 
+    @property
+    def choice(self) -> Path:
+        """Which backbone is used, and why."""
+        return self.reports / "choice.json"
+
     # What may be deleted at any time, at the price of doing work again.
 
     @property

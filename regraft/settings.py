@@ -34,6 +34,7 @@ Metric = Literal[
     "hamming_loss",
     "r2", "pearson", "spearman", "rmse", "mae", "mse",
 ]  # fmt: skip
+AUTO = "auto"
 UNBOUNDED_METRICS = ("rmse", "mae", "mse")
 
 
@@ -91,9 +92,16 @@ class PreprocessSettings(Section):
 
 
 class BackboneSettings(Section):
-    """Which pretrained network the head is grafted on."""
+    """Which pretrained network the head is grafted on; `auto`: the one of `candidates` that suits the data best."""
 
     name: str = "efficientnet_lite0_imagenet"
+    candidates: Annotated[list[str], Field(min_length=1)] | None = None
+    max_parameters: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """All backbones that the settings speak of."""
+        return [self.name] if self.name != AUTO else self.candidates or []
 
 
 class EmbedSettings(Section):

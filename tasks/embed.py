@@ -7,9 +7,9 @@ import numpy as np
 from regraft import determinism
 from regraft.backbones import catalogue
 from regraft.backbones.card import Card, read_card, stored_backbone
-from regraft.backbones.extractor import build_extractor, choose_image_size
+from regraft.backbones.extractor import build_extractor
 from regraft.backbones.features import FeatureCache, describe, embed_splits
-from regraft.backbones.spectrogram import View, choose_sound_size, choose_view
+from regraft.backbones.inputs import image_size, view
 from regraft.data.records import open_split, read_info
 from regraft.errors import BackboneError
 from regraft.files import read_json, replace_directory, write_json
@@ -25,7 +25,7 @@ SEED = 0  # nothing here is random; the call that sets it also makes TensorFlow'
 
 
 def run(embed: EmbedSettings, paths: Paths) -> None:
-    """Read data/prepared, reports/data.json and models/backbones/, write features/ and reports/embed.json.
+    """Read data/prepared, models/backbones/ and two reports (data, choice), write features/ and reports/embed.json.
 
     features/SPLIT.npy is float32 (rows, features) in the row order of `open_split`; features/features.json says what
     they were computed with. reports/embed.json counts forward passes, so it depends on what the cache knew already.
@@ -37,13 +37,14 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
     card = read_card(stored_backbone(paths.backbones))
     kind = read_info(paths.prepared).kind
     require_kind(card, kind)
-    seen = view(embed, paths) if kind == "audio" else None
+    data = read_json(paths.reports / "data.json")
+    seen = view(embed, data) if kind == "audio" else None
     extractor = build_extractor(
         paths.backbones,
-        image_size_px=image_size(embed, card, paths, seen),
+        image_size_px=read_json(paths.choice)["image_size_px"] or image_size(embed, data, card, seen),
         max_tokens=embed.max_tokens,
         view=seen,
-        pair=read_json(paths.reports / "data.json").get("pair") if kind == "text" else None,
+        pair=data.get("pair") if kind == "text" else None,
     )
     splits = {name: open_split(paths.prepared, name) for name in SPLITS}
     description = describe(extractor, embed.batch_size)
@@ -80,19 +81,3 @@ def require_kind(card: Card, kind: str) -> None:
             f"backbone {card.name} takes {card.kind} data, but the prepared data is {kind}. Set backbone.name in "
             f"params.yaml to one of: {', '.join(catalogue.names(kind))}; or to `preset:DIR` with a preset for {wanted}."
         )
-
-
-def image_size(embed: EmbedSettings, card: Card, paths: Paths, seen: View | None) -> int | None:
-    """Return the side in pixels at which images, or the pictures of recordings, enter the backbone; None for text."""
-    if card.input_size_px is None:
-        return None
-    if seen is not None:
-        return choose_sound_size(embed.image_size_px, seen)
-    median = read_json(paths.reports / "data.json")["median_short_side_px"]
-    return choose_image_size(embed.image_size_px, median, card.input_size_px)
-
-
-def view(embed: EmbedSettings, paths: Paths) -> View:
-    """Return what part of a recording the backbone sees, and at which sampling rate."""
-    data = read_json(paths.reports / "data.json")
-    return choose_view(embed.audio_seconds, data["audio_seconds"], data["audio_rates_hz"])

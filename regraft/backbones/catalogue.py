@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,6 +117,44 @@ def find(name: str, kind: str | None = None) -> Entry:
         f"backbone.name: there is no backbone {name!r}.{guess} Known: {listed}; "
         f"or `{PRESET}DIR` for a folder written by KerasHub's save_to_preset."
     )
+
+
+def weight_cache() -> Path:
+    """Return the folder where downloaded weights are kept for all projects of this user: `$REGRAFT_CACHE/weights`."""
+    return Path(os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft") / "weights"
+
+
+def cached(entry: Entry) -> Path:
+    """Return the folder in the weight cache for the files of `entry`, which may not be there yet."""
+    return weight_cache() / entry.files[0].sha256
+
+
+def at_hand() -> list[str]:
+    """Return the names of the backbones whose weights need no network here, the catalogue's first choices leading."""
+    return [name for name, entry in entries().items() if entry.comes_installed or cached(entry).is_dir()]
+
+
+def candidates(kind: str, root: Path, *, named: Sequence[str] | None, most: int | None) -> list[str]:
+    """Return the backbones to choose among for data of `kind`, the one that would be taken without looking first.
+
+    Args:
+        kind: Of the data.
+        root: What a relative `preset:DIR` is relative to.
+        named: Those that settings name; None for the usual one and all that are at hand.
+        most: Parameters at most; None for any number. A preset's are not known beforehand.
+
+    Raises:
+        BackboneError: If a name is unknown, or none is left.
+    """
+    usual = names(kind)[:1]
+    wanted = list(dict.fromkeys(named or [*usual, *at_hand()]))
+    fitting = [name for name in wanted if kind_of(name, root) == backbone_kind(kind)]
+    within = [name for name in fitting if most is None or name.startswith(PRESET) or find(name).parameters <= most]
+    if not within:
+        what = f"of {', '.join(wanted)}, " if named else ""
+        limit = f" with at most {most:,} parameters (backbone.max_parameters)" if most else ""
+        raise BackboneError(f"backbone.name: auto: {what}no backbone is left that takes {kind} data{limit}.")
+    return within
 
 
 def preset_folder(name: str, root: Path) -> Path | None:

