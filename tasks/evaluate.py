@@ -100,6 +100,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         metrics=metrics,
         speed=speed,
         training=read_json(paths.reports / "training.json"),
+        choice=read_json(paths.choice),
         data=data,
         download=read_json(paths.reports / "download.json"),
         backbone=classifier.extractor.card,

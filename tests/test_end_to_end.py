@@ -18,7 +18,7 @@ from tests.backbones.tiny import make_image_preset, make_text_preset
 from tests.project import Project, draw_images, make_project
 from tests.sounds import record_tones
 
-STAGES = ["download", "preprocess", "backbone", "embed", "finetune", "evaluate"]
+STAGES = ["download", "preprocess", "choose", "backbone", "embed", "finetune", "evaluate"]
 
 
 def sha256(path: Path) -> str:

@@ -68,6 +68,7 @@ class Facts:
         metrics: reports/metrics.json.
         speed: reports/speed.json.
         training: reports/training.json.
+        choice: reports/choice.json.
         data: reports/data.json.
         download: reports/download.json.
         backbone: The card of the backbone.
@@ -85,6 +86,7 @@ class Facts:
     metrics: Mapping[str, Any]
     speed: Mapping[str, Any]
     training: Mapping[str, Any]
+    choice: Mapping[str, Any]
     data: Mapping[str, Any]
     download: Mapping[str, Any]
     backbone: Card
@@ -167,6 +169,8 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         pictures={name: {"light": _data_url(plots[name]), "dark": _data_url(dark[name])} for name in dark},
         training_lines=_training_lines(facts),
         strategies=_strategies(facts.training),
+        backbones=_backbones(facts.choice),
+        choice=facts.choice.get("why"),
         splits=_splits(facts),
         data_facts=_data_facts(facts),
         rejects=rejects[:_REJECTS],
@@ -529,6 +533,24 @@ def _strategies(training: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: math.inf if row["loss"] is None else row["loss"])
+
+
+def _backbones(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each backbone that was a candidate, the best probe first; none if the backbone was named."""
+    short_runs = {
+        (row["name"], row["image_size_px"]): next(value for key, value in row.items() if key.startswith("short_run_"))
+        for row in choice.get("finalists", ())
+    }
+    return [
+        {
+            "name": f"{row['name']} at {row['image_size_px']} px" if row["image_size_px"] else row["name"],
+            "loss": next(value for key, value in row.items() if key.startswith("held_out_")),
+            "short_run": short_runs.get((row["name"], row["image_size_px"])),
+            "evidence": row["log_maximum_evidence"],
+            "taken": (row["name"], row["image_size_px"]) == (choice["name"], choice["image_size_px"]),
+        }
+        for row in choice.get("ranked", ())
+    ]
 
 
 def _settings(facts: Facts) -> list[tuple[str, str]]:

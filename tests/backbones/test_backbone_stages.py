@@ -12,7 +12,7 @@ from regraft.errors import BackboneError
 from regraft.files import write_json
 from regraft.paths import Paths
 from regraft.settings import BackboneSettings, EmbedSettings
-from tasks import backbone, embed
+from tasks import backbone, choose, embed
 from tests.backbones.tiny import TEXT_FEATURES, make_image_preset, make_text_preset
 
 SENTENCES = {
@@ -29,8 +29,14 @@ def project(tmp_path):
     make_text_preset(tmp_path / "presets" / "words")
     make_image_preset(tmp_path / "presets" / "pictures")
     prepare(paths, SENTENCES)
-    backbone.run(BackboneSettings(name="preset:presets/words"), 7, paths)
+    take("preset:presets/words", paths)
     return paths
+
+
+def take(name: str, paths: Paths) -> None:
+    settings = BackboneSettings(name=name)
+    choose.run(settings, EmbedSettings(), 7, paths)
+    backbone.run(settings, 7, paths)
 
 
 def prepare(paths: Paths, sentences: dict[str, list[str]]) -> None:
@@ -80,7 +86,7 @@ def test_a_second_run_needs_no_forward_pass_and_gives_the_same_bytes(project, ca
 
 
 def test_a_backbone_for_another_kind_of_data_is_refused_with_the_fitting_ones(project):
-    backbone.run(BackboneSettings(name="preset:presets/pictures"), 7, project)
+    take("preset:presets/pictures", project)
     with pytest.raises(BackboneError) as caught:
         embed.run(EmbedSettings(), project)
     assert "pictures takes image data, but the prepared data is text" in str(caught.value)

@@ -96,6 +96,7 @@ def make_project(root: Path, kind: str, task: str) -> Paths:
         "augmentation": {"used": False, "flip": False},
     }
     write_json(paths.reports / "training.json", training)
+    write_json(paths.choice, {"name": "tiny", "image_size_px": None, "by": "settings"})
     write_json(paths.reports / "training_time.json", {"examples_per_second": 9.0, "finetune_seconds": 1.0})
     return paths
 

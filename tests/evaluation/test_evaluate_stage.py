@@ -79,6 +79,7 @@ def make_project(root: Path, kind: str) -> Paths:
         "tried": [],
     }
     write_json(paths.reports / "training.json", training)
+    write_json(paths.choice, {"name": "tiny", "image_size_px": None, "by": "settings"})
     write_json(paths.reports / "training_time.json", {"examples_per_second": None, "finetune_seconds": 0.0})
     return paths
 

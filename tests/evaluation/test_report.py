@@ -61,6 +61,7 @@ def facts_of(labels, predicted, probe, class_names, *, kind="image", shipped="lp
             "tried": [],
             **(tuned if shipped == "lp_ft" else {"history": [], "best_epoch": 0}),
         },
+        choice={"name": "tiny", "image_size_px": None, "by": "settings"},
         data={
             "kind": kind,
             "labels": list(class_names),
