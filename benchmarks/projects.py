@@ -47,11 +47,11 @@ class Project:
 
 
 @contextmanager
-def temporary_project(source: str) -> Iterator[Project]:
-    """Make a project on `source`, and delete it at the end."""
+def temporary_project(source: str, *options: str) -> Iterator[Project]:
+    """Make a project on `source`, with further `options` of `regraft init`, and delete it at the end."""
     with tempfile.TemporaryDirectory(prefix="regraft-benchmark-") as folder:
         root = Path(folder) / "project"
-        regraft("init", str(root), "--source", source, "--name", "benchmark")
+        regraft("init", str(root), "--source", source, "--name", "benchmark", *options)
         yield Project(root)
 
 

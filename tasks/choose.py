@@ -2,7 +2,9 @@
 
 import logging
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 from regraft.files import write_json
 from regraft.paths import Paths
@@ -16,6 +18,8 @@ FINALISTS, SHORT_RUNS = 3, 2
 def run(backbone: BackboneSettings, embed: EmbedSettings, seed: int, paths: Paths) -> None:
     """Write reports/choice.json: the backbone to use, the side of its images if that was chosen too, and why.
 
+    And choice_time.json: how long it took here.
+
     With a name in the settings that is all there is to it. With `auto`, candidates are ranked by the held-out loss of a
     probe on a sample of training and validation data; the best three, and the one that would be taken without looking,
     are probed on more; the best two make a short run of fine-tuning each, and the better one is chosen: successive
@@ -25,9 +29,16 @@ def run(backbone: BackboneSettings, embed: EmbedSettings, seed: int, paths: Path
         BackboneError: If no candidate takes this kind of data within the budget.
         ResourceError: If the weights of a candidate could not be downloaded now.
     """
-    if backbone.name != AUTO:
+    started = time.monotonic()
+    if backbone.name == AUTO:
+        write_json(paths.choice, _by_evidence(backbone, embed, seed, paths))
+    else:
         write_json(paths.choice, {"name": backbone.name, "image_size_px": None, "by": "settings"})
-        return
+    write_json(paths.reports / "choice_time.json", {"stage_seconds": time.monotonic() - started})
+
+
+def _by_evidence(backbone: BackboneSettings, embed: EmbedSettings, seed: int, paths: Paths) -> dict[str, Any]:
+    """Return the content of choice.json."""
     from regraft.ranking.contest import FIRST_ROUND, SECOND_ROUND, Contest
 
     contest = Contest(
@@ -45,15 +56,12 @@ def run(backbone: BackboneSettings, embed: EmbedSettings, seed: int, paths: Path
     why = contest.why(winner, second, losses)
     log.info("%s", why)
     reported = contest.objective.reported
-    write_json(
-        paths.choice,
-        {
-            "name": winner.name,
-            "image_size_px": winner.image_size_px,
-            "by": "evidence",
-            "why": why,
-            "usual": contest.usual.label,
-            "ranked": reported([row.facts() for row in first]),
-            "finalists": reported([{**row.facts(), "short_run_log_loss": losses.get(row.candidate)} for row in second]),
-        },
-    )
+    return {
+        "name": winner.name,
+        "image_size_px": winner.image_size_px,
+        "by": "evidence",
+        "why": why,
+        "usual": contest.usual.label,
+        "ranked": reported([row.facts() for row in first]),
+        "finalists": reported([{**row.facts(), "short_run_log_loss": losses.get(row.candidate)} for row in second]),
+    }
