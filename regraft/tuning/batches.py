@@ -1,6 +1,9 @@
 """Rows of a split become batches of tensors: the same ones, in the same order, for the same seed and epoch."""
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -8,12 +11,16 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from regraft.tuning.augment import Augment
+
 Rows = NDArray[np.int64]
+Batch = tuple[Any, tf.Tensor]  # inputs as a model takes them, and labels
 
 # Texts are sorted by length within runs of this many batches: batches of like lengths waste little on padding,
 # while which texts meet in a run is still random.
 BATCHES_SORTED_TOGETHER = 16
 KEPT_BYTES = 2**29  # of prepared images, kept in memory by all batches of a source
+BATCHES_AHEAD = 2
 READ_AT_ONCE = 8  # images or recordings, which can be long
 
 
@@ -39,7 +46,7 @@ class Batches:
         prepare: `Extractor.prepare`: one encoded image or recording, or a batch of texts, to what the model takes.
         batch_size: Rows in a batch; the last one of an evaluation may be smaller.
         seed: Decides order and augmentation, together with the epoch.
-        augment: Maps (image, seed of shape (2,)) to an image in training batches; None leaves them alone.
+        augment: Maps (images, seeds of shape (B, 2)) to images in training batches; None leaves them alone.
         lengths: Length of every row of `source` (for texts: characters), to batch like with like; None mixes freely.
         in_pairs: Whether training batches are made of pairs of rows of one class, see `paired_order`.
         vary_batch: Maps (inputs, labels, seed of shape (2,)) of a training batch to other ones; None leaves them alone.
@@ -50,7 +57,7 @@ class Batches:
     prepare: Callable[[tf.Tensor], Any]
     batch_size: int
     seed: int
-    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+    augment: Augment | None = None
     lengths: Rows | None = None
     in_pairs: bool = False
     vary_batch: Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]] | None = None
@@ -72,81 +79,78 @@ class Batches:
         """Optimizer steps in an epoch: the rows that fill no whole batch wait for another epoch's order."""
         return max(1, len(self.rows) // self.batch_size)
 
-    def training(self, epoch: int, taken: int = 0) -> tf.data.Dataset:
-        """Return shuffled, augmented batches (inputs, labels) of `epoch`, which counts from 1.
+    def training(self, epoch: int, taken: int = 0) -> Iterator[Batch]:
+        """Yield shuffled, augmented batches (inputs, labels) of `epoch`, which counts from 1.
 
         They are `steps_per_epoch`, or the rest of them after the first `taken`.
         """
+        return _made_ahead(self._training(epoch, taken))
+
+    def training_steps(self, steps: int, taken: int = 0) -> Iterator[Batch]:
+        """Yield `steps` batches as one training run meets them, those of epoch 1, then of epoch 2, and so on.
+
+        Without the first `taken`.
+        """
+        epoch, within = divmod(taken, self.steps_per_epoch)
+
+        def of_all_epochs() -> Iterator[Batch]:
+            yield from self._training(epoch + 1, within)
+            for later in itertools.count(epoch + 2):
+                yield from self._training(later, 0)
+
+        return _made_ahead(itertools.islice(of_all_epochs(), steps - taken))
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield batches (inputs, labels) of all rows, in the order of `rows`, not augmented."""
+        return _made_ahead((inputs, labels) for inputs, labels, _ in self._prepared(self.rows))
+
+    def _training(self, epoch: int, taken: int) -> Iterator[Batch]:
         if self.in_pairs:
             order = paired_order(self.rows, self.source.labels, self.batch_size, seed=self.seed, epoch=epoch)
         else:
             order = epoch_order(self.rows, self.batch_size, seed=self.seed, epoch=epoch, lengths=self.lengths)
-        batches = self._batches(order[taken * self.batch_size :], epoch=epoch)
-        if self.vary_batch is None:
-            return batches
-        vary, seed = self.vary_batch, tf.constant([self.seed, epoch], tf.int64)
-        return (
-            batches.enumerate(taken)
-            .map(
-                # Numbers of rows, which are not negative, are for `augment`.
-                lambda number, batch: vary(
-                    batch[0], batch[1], tf.random.experimental.stateless_fold_in(seed, -1 - number)
-                )
-            )
-            .prefetch(2)
-        )
-
-    def training_steps(self, steps: int, taken: int = 0) -> tf.data.Dataset:
-        """Return `steps` batches as one training run meets them, those of epoch 1, then of epoch 2, and so on.
-
-        Without the first `taken`.
-        """
-        epochs, within = divmod(taken, self.steps_per_epoch)
-        batches = self.training(epochs + 1, within)
-        for epoch in range(epochs + 2, -(-steps // self.steps_per_epoch) + 1):
-            batches = batches.concatenate(self.training(epoch))
-        return batches.take(steps - taken)
-
-    def in_order(self) -> tf.data.Dataset:
-        """Return batches (inputs, labels) of all rows, in the order of `rows`, not augmented."""
-        return self._batches(self.rows, epoch=0)
-
-    def _batches(self, order: Rows, *, epoch: int) -> tf.data.Dataset:
-        labels = self.source.labels
-        pictures = self._pictures
-
-        def read() -> Iterator[tuple[Any, NDArray[Any], Rows]]:
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                yield pictures.of(rows) if pictures else self.source.inputs(rows.tolist()), labels[rows], rows
-
-        batches = tf.data.Dataset.from_generator(
-            read,
-            output_signature=(
-                pictures.spec if pictures else tf.TensorSpec((None,), tf.string),
-                tf.TensorSpec((None, *labels.shape[1:]), labels.dtype),
-                tf.TensorSpec((None,), tf.int64),
-            ),
-        )
-
-        if not pictures:
-            return batches.map(
-                lambda texts, labels, _: (self.prepare(texts), labels), num_parallel_calls=2, deterministic=True
-            ).prefetch(4)
-        vary = pictures.vary
-        if not epoch or vary is None:
-            return batches.map(lambda images, labels, _: (images, labels)).prefetch(4)
         run = tf.constant([self.seed, epoch], tf.int64)
-        return (
-            batches.unbatch()
-            .map(
-                lambda image, label, row: (vary(image, row, run), label),
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            .batch(self.batch_size)
-            .prefetch(4)
-        )
+        vary = self._pictures.vary if self._pictures else None
+        for number, (made, labels, rows) in enumerate(self._prepared(order[taken * self.batch_size :]), taken):
+            inputs = vary(made, rows, run) if vary else made
+            if self.vary_batch is None:
+                yield inputs, labels
+            else:
+                # Numbers of rows, which are not negative, are for `augment`.
+                yield self.vary_batch(inputs, labels, tf.random.experimental.stateless_fold_in(run, -1 - number))
+
+    def _prepared(self, order: Rows) -> Iterator[tuple[Any, tf.Tensor, Rows]]:
+        """Yield inputs, labels and rows of batch after batch."""
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            if self._pictures:
+                inputs = tf.constant(self._pictures.of(rows))
+            else:
+                inputs = self.prepare(tf.constant(self.source.inputs(rows.tolist()), tf.string))
+            yield inputs, tf.constant(self.source.labels[rows]), rows
+
+
+def _made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield `batches`, made by a thread while those before them are used.
+
+    TensorFlow leaves Python's lock alone while it computes a step, and a thread costs less than a `tf.data` pipeline
+    around Python code, whose every batch came 12 ms late: `python -m benchmarks.input_wait`.
+    """
+    end = object()
+
+    def make() -> Any:
+        with tf.device("CPU:0"):
+            return next(batches, end)
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        ahead = deque(thread.submit(make) for _ in range(BATCHES_AHEAD))
+        try:
+            while (batch := ahead.popleft().result()) is not end:
+                ahead.append(thread.submit(make))
+                yield batch
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 class _Pictures:
@@ -164,7 +168,7 @@ class _Pictures:
         self,
         source: Source,
         prepare: Callable[[tf.Tensor], tf.Tensor],
-        augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
+        augment: Augment | None,
     ) -> None:
         self._source, self._made_by = source, (prepare, augment)
         self._kept: dict[int, NDArray[np.float32]] = {}
@@ -175,9 +179,8 @@ class _Pictures:
                 return tf.map_fn(prepare, contents, fn_output_signature=tf.float32)
 
         self._prepare = tf.function(prepare_all, input_signature=[tf.TensorSpec((None,), tf.string)])
-        self.spec = tf.TensorSpec(self._prepare.get_concrete_function().output_shapes, tf.float32)
-
-        self.vary = _traced(augment, self.spec.shape[1:]) if augment else None
+        shape = self._prepare.get_concrete_function().output_shapes[1:]
+        self.vary = _traced(augment, shape) if augment else None
 
     def are_of(self, source: Source, *made_by: Any) -> bool:
         """Return whether they are those of `source`, prepared and varied by these very functions."""
@@ -198,17 +201,16 @@ class _Pictures:
         return pictures
 
 
-def _traced(
-    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], shape: tf.TensorShape
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Return the function (picture, its row, [seed, epoch]) -> the picture that `augment` makes of it, as one graph."""
+def _traced(augment: Augment, shape: tf.TensorShape) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return the function (pictures, their rows, [seed, epoch]) -> what `augment` makes of them, as one graph."""
 
-    def vary(picture: tf.Tensor, row: tf.Tensor, run: tf.Tensor) -> tf.Tensor:
-        return augment(picture, tf.random.experimental.stateless_fold_in(run, row))
+    def vary(pictures: tf.Tensor, rows: tf.Tensor, run: tf.Tensor) -> tf.Tensor:
+        seeds = tf.map_fn(lambda row: tf.random.experimental.stateless_fold_in(run, row), rows)
+        return augment(pictures, seeds)
 
-    numbers = [tf.TensorSpec((), tf.int64), tf.TensorSpec((2,), tf.int64)]
+    numbers = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((2,), tf.int64)]
     graph: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] = tf.function(
-        vary, input_signature=[tf.TensorSpec(shape, tf.float32), *numbers]
+        vary, input_signature=[tf.TensorSpec((None, *shape), tf.float32), *numbers]
     )
     return graph
 

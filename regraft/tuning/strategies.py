@@ -21,7 +21,7 @@ from regraft.data.targets import REGRESSION
 from regraft.errors import Diverged, TrainingError
 from regraft.files import read_json, write_json
 from regraft.progress import Progress
-from regraft.tuning.augment import augment_spectrogram, augmentation
+from regraft.tuning.augment import Augment, augment_spectrograms, augmentation
 from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.classifier import get_head, set_head
 from regraft.tuning.devices import ONE_DEVICE, Devices
@@ -133,7 +133,7 @@ def fine_tune(
     flip = Flip(False, None)
     if recipe.augment and data.train.kind == "image":
         flip = flip_is_safe(backbone, data, recipe)
-    changes = {"image": augmentation(flip=flip.safe), "audio": augment_spectrogram}
+    changes = {"image": augmentation(flip=flip.safe), "audio": augment_spectrograms}
     vary = changes.get(data.train.kind) if recipe.augment else None
     course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run, devices=devices)
     runner = _Runner(ways[0], model, backbone, course)
@@ -304,7 +304,7 @@ class _Course:
         probe: Probe,
         recipe: Recipe,
         *,
-        vary: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
+        vary: Augment | None,
         scratch: Path,
         run: str,
         devices: Devices,

@@ -1,10 +1,19 @@
 """Random changes of training images and sounds."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from regraft.tuning import augment
-from regraft.tuning.augment import augment_image, augment_spectrogram
+from regraft.tuning.augment import augment_images, augment_spectrograms
+
+
+def augment_image(image, seed, *, flip):
+    return augment_images(image[None], seed[None], flip=flip)[0]
+
+
+def augment_spectrogram(picture, seed):
+    return augment_spectrograms(picture[None], seed[None])[0]
 
 
 def picture(side=32):
@@ -57,9 +66,32 @@ def test_nothing_moves_further_than_the_limits_allow():
 
 
 def test_with_all_limits_at_zero_the_image_is_left_alone(monkeypatch):
-    for name in ("ROTATION", "ZOOM", "STRETCH", "SHIFT", "BRIGHTNESS", "CONTRAST"):
+    for name in ("ROTATION", "ZOOM", "STRETCH", "SHIFT", "BRIGHTNESS", "CONTRAST", "SATURATION"):
         monkeypatch.setattr(augment, name, 0.0)
     np.testing.assert_allclose(augment_image(picture(), tf.constant([1, 2]), flip=False), picture(), atol=1e-3)
+
+
+def test_colours_become_stronger_or_weaker_and_keep_their_hue(monkeypatch):
+    for name in ("ROTATION", "ZOOM", "STRETCH", "SHIFT", "BRIGHTNESS", "CONTRAST"):
+        monkeypatch.setattr(augment, name, 0.0)
+    green = tf.constant([60.0, 140.0, 70.0]) * tf.ones((4, 4, 1))
+    spreads = []
+    for number in range(40):
+        red, most, blue = augment_image(green, tf.constant([5, number]), flip=False).numpy()[1, 1]
+        assert (red + most + blue) / 3.0 == pytest.approx(90.0, abs=1e-3)
+        assert (most - blue) / (blue - red) == pytest.approx(7.0, rel=1e-3)
+        spreads.append((most - red) / 80.0)
+    assert 0.75 <= min(spreads) < 0.85
+    assert 1.15 < max(spreads) <= 1.25
+
+
+def test_an_image_is_varied_alike_whatever_stands_beside_it():
+    seeds = tf.constant([[5, number] for number in range(3)])
+    images = tf.stack([picture(), picture() / 2.0, picture()])
+    together = augment_images(images, seeds, flip=True)
+    np.testing.assert_allclose(together[2], augment_image(images[2], seeds[2], flip=True), atol=1e-2)
+    sounds = augment_spectrograms(images, seeds)
+    np.testing.assert_allclose(sounds[1], augment_spectrogram(images[1], seeds[1]), atol=1e-2)
 
 
 def sound(side=32):
