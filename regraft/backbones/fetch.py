@@ -14,7 +14,7 @@ from typing import Any
 
 import keras_hub
 
-from regraft.backbones import catalogue, small
+from regraft.backbones import architectures, catalogue, small
 from regraft.backbones.card import CARD, Card, sha256, weights_digest
 from regraft.backbones.catalogue import Entry, Origin, WeightFile
 from regraft.backbones.convert import Converted, convert
@@ -48,7 +48,8 @@ def fetch(name: str, backbones: Path, *, root: Path, seed: int = 0) -> Card:
             return _store_preset(folder, target)
     entry = catalogue.find(name)
     if entry.scratch:
-        drawn = Converted(*small.build(entry.scratch.network, name, seed))
+        backbone = architectures.build(name, seed)
+        drawn = Converted(backbone, small.tokenizer_of(backbone))
         with replace_directory(backbones) as target:
             return _store_converted(entry, drawn, f"initial weights from seed {seed}", target)
     with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
