@@ -90,10 +90,37 @@ class PreprocessSettings(Section):
         return self
 
 
+class PretrainSettings(Section):
+    """How a backbone is pretrained here: see `BackboneSettings.mode`."""
+
+    source: str | None = None
+    method: Literal["auto", "supervised", "rotation", "masked", "causal"] = "auto"
+    start: Literal["nothing", "weights"] = "nothing"
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0.0, le=1.0)] = "auto"
+    image_size_px: Literal["auto"] | Annotated[int, Field(ge=32, le=1024)] = "auto"
+    max_tokens: Annotated[int, Field(ge=8, le=1024)] = 128
+    vocabulary_size: Annotated[int, Field(ge=300, le=200_000)] = 8192
+    progressive: bool = True
+    budget_s: Annotated[Number, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
 class BackboneSettings(Section):
-    """Which pretrained network the head is grafted on."""
+    """Which network the head is grafted on, and what it has learnt before."""
 
     name: str = "efficientnet_lite0_imagenet"
+    mode: Literal["fetch", "scratch", "pretrain"] = "fetch"
+    pretrain: PretrainSettings = PretrainSettings()
+
+    @model_validator(mode="after")
+    def _pretraining_needs_a_source(self) -> "BackboneSettings":
+        if self.mode == "pretrain" and self.pretrain.source is None:
+            raise ValueError(
+                "mode pretrain learns from pretrain.source, which is not set: folder:DIR, text:FILE_OR_DIR, csv:FILE"
+            )
+        return self
 
 
 class EmbedSettings(Section):

