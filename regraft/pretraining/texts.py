@@ -93,7 +93,7 @@ def masked(
         end=tokenizer.sep_token_id,
         # A tokenizer without it has one for padding, which stands nowhere in a packed sequence.
         mask=tokenizer.pad_token_id if hidden is None else hidden,
-        others=(tokenizer.pad_token_id, getattr(tokenizer, "unk_token_id", tokenizer.pad_token_id)),
+        others=(tokenizer.pad_token_id,),
     )
     table = getattr(backbone, "token_embedding", None)
     words = backbone.vocabulary_size
