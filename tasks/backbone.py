@@ -57,7 +57,7 @@ def _pretrain(backbone: BackboneSettings, seed: int, paths: Paths) -> tuple[Card
     digest = said.get("digest") or said["source"]
     learned = pretrain(backbone, seed=seed, root=paths.root, scratch=scratch, digest=digest, devices=devices)
     if devices.is_chief:
-        card = learned.beginning.store(paths.backbones)
+        card = learned.beginning.store(paths.backbones, seen=learned.seen)
         curve = draw_curve(
             learned.facts["epochs"],
             loss_name=learned.facts["loss_name"],

@@ -14,6 +14,7 @@ from regraft.data.records import open_split, read_info
 from regraft.errors import BackboneError
 from regraft.files import read_json, replace_directory, write_json
 from regraft.paths import Paths
+from regraft.pretraining.seen import count_seen
 from regraft.progress import Progress
 from regraft.settings import EmbedSettings
 
@@ -37,12 +38,12 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
     card = read_card(stored_backbone(paths.backbones))
     kind = read_info(paths.prepared).kind
     require_kind(card, kind)
-    seen = view(embed, paths) if kind == "audio" else None
+    heard = view(embed, paths) if kind == "audio" else None
     extractor = build_extractor(
         paths.backbones,
-        image_size_px=image_size(embed, card, paths, seen),
+        image_size_px=image_size(embed, card, paths, heard),
         max_tokens=embed.max_tokens,
-        view=seen,
+        view=heard,
         pair=read_json(paths.reports / "data.json").get("pair") if kind == "text" else None,
     )
     splits = {name: open_split(paths.prepared, name) for name in SPLITS}
@@ -61,6 +62,14 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
             np.save(directory / f"{name}.npy", features)
         write_json(directory / "features.json", {"backbone": card.name, **{key: description[key] for key in DESCRIBED}})
     counts = {"forward_passes": embedded.forward_passes, "from_cache": embedded.from_cache}
+    seen = count_seen(extractor.preset, splits["test"].ids)
+    if seen is not None:
+        counts["test_examples_seen_in_pretraining"] = seen
+    if seen:
+        log.warning(
+            "%d of %d test examples are among those that the backbone was pretrained on: a score on them says little",
+            seen, len(splits["test"]),
+        )  # fmt: skip
     write_json(paths.reports / "embed.json", counts)
     log.info(
         "embedded %d examples, %d forward passes, %d from cache",

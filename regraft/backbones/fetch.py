@@ -21,6 +21,7 @@ from regraft.backbones.convert import Converted, convert
 from regraft.backbones.extractor import DEFAULT_SIZE_PX, MOST_TOKENS, load_backbone
 from regraft.errors import BackboneError, ResourceError
 from regraft.files import read_json, replace_directory, write_json
+from regraft.pretraining.seen import SEEN
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +219,8 @@ def _store_preset(source: Path, target: Path) -> Card:
     save_preset(backbone, tokenizer, folder)
     card = Card(**_preset_facts(source, backbone, kind), weights_sha256=weights_digest(backbone))
     card.write(folder)
+    if (source / SEEN).is_file():
+        shutil.copyfile(source / SEEN, folder / SEEN)
     return card
 
 

@@ -1,6 +1,7 @@
 """The network that training begins with: of the shape of a backbone, with random weights or with those fetched."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from regraft.backbones.extractor import load_backbone
 from regraft.backbones.fetch import card_of, fetch, save_preset
 from regraft.errors import BackboneError
 from regraft.files import replace_directory
+from regraft.pretraining.seen import write_seen
 
 NOT_STATED = "not stated"
 
@@ -26,8 +28,13 @@ class Beginning:
     card: Card
     tokenizer: Any = None
 
-    def store(self, backbones: Path) -> Card:
-        """Make `backbones` a folder with this network alone in it, as a preset with its card; return the card."""
+    def store(self, backbones: Path, *, seen: Sequence[str] = ()) -> Card:
+        """Make `backbones` a folder with this network alone in it, as a preset with its card; return the card.
+
+        Args:
+            backbones: What is in it is deleted.
+            seen: What it was pretrained on here, see `seen.write_seen`.
+        """
         card = replace(
             self.card,
             parameters=self.backbone.count_params(),
@@ -36,6 +43,8 @@ class Beginning:
         with replace_directory(backbones) as target:
             save_preset(self.backbone, self.tokenizer, target / card.name)
             card.write(target / card.name)
+            if seen:
+                write_seen(target / card.name, seen)
         return card
 
 

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -49,11 +49,13 @@ class Learned:
         beginning: The network, with the weights it has now.
         facts: For reports/pretraining.json: the same for the same source, settings and seed, but for `budget_s`.
         history: The epochs, and how long they took here.
+        seen: See `Lesson.seen`.
     """
 
     beginning: Beginning
     facts: dict[str, Any]
     history: History
+    seen: Sequence[str]
 
 
 def pretrain(
@@ -137,7 +139,7 @@ def pretrain(
         **lesson.facts,
     }
     card = _card(beginning.card, wanted, facts, seed)
-    return Learned(replace(beginning, card=card), facts, history)
+    return Learned(replace(beginning, card=card), facts, history, lesson.seen)
 
 
 def method_for(beginning: Beginning, method: str) -> str:

@@ -1,6 +1,6 @@
 """What a method of pretraining gives to the training loop."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Lesson:
         judge: Scores the model of a trainer on what was held out, at the full size.
         unit: What examples are called.
         held_out: How many of them judge.
+        seen: sha256 (hex) of each image or paragraph that is learned from.
         facts: What the method has to say in reports, ready for JSON.
     """
 
@@ -35,4 +36,5 @@ class Lesson:
     judge: Callable[[Trainer], Score]
     unit: str
     held_out: int
+    seen: Sequence[str]
     facts: dict[str, Any]

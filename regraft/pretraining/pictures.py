@@ -105,6 +105,7 @@ def supervised(
         judge=judge,
         unit="images",
         held_out=len(judged),
+        seen=learned.ids,
         facts={"classes": len(names), "examples": len(learned)},
     )
 
@@ -177,6 +178,7 @@ def rotation(
         judge=judge,
         unit="images",
         held_out=held_out,
+        seen=names[held_out:],
         facts={"examples": len(learned.labels)},
     )
 

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from regraft.data import sources
-from regraft.data.against import read_others
 from regraft.data.sources import Listing, Source
 from regraft.errors import DataError
 
@@ -53,6 +52,8 @@ def read_paragraphs(source: Source) -> list[str]:
     Raises:
         DataError: If a file is not UTF-8, the source holds no text, or it is one of images or recordings.
     """
+    from regraft.data.against import read_others  # heavy, and planning needs but `parse_source`
+
     if source.scheme == "text":
         parts = [part for name in source.listing.files if _is_text(name) for part in _paragraphs(source, name)]
     elif source.scheme == "csv" and not source.is_archive:

@@ -217,7 +217,8 @@ def _lesson(
     if longest is not None and full > longest:
         raise BackboneError(f"backbone.pretrain.max_tokens is {full}, and {card.name} takes at most {longest}.")
     short = max(8, full // 2) if settings.progressive else full
-    learned, judged = (_stream(part, tokenizer, special) for part in _held_out(paragraphs))
+    parts = _held_out(paragraphs)
+    learned, judged = (_stream(part, tokenizer, special) for part in parts)
     # In half as long sequences twice as many make a batch, so that a batch is as much text, and an epoch as many steps.
     rows = {size: (pack(learned, size, special), settings.batch_size * full // size) for size in (short, full)}
     seen = pack(judged, full, special)
@@ -237,8 +238,8 @@ def _lesson(
 
     def judge(trainer: Trainer) -> Score:
         batch = settings.batch_size
-        parts = range(0, len(seen), batch)
-        asked = (_batch(ask(seen[start : start + batch], np.random.default_rng([0, start]))) for start in parts)
+        starts = range(0, len(seen), batch)
+        asked = (_batch(ask(seen[start : start + batch], np.random.default_rng([0, start]))) for start in starts)
         return TOKENS.score(trainer.logits(asked))
 
     return Lesson(
@@ -250,7 +251,13 @@ def _lesson(
         judge=judge,
         unit="sequences",
         held_out=len(seen),
-        facts={"tokens": len(learned), "vocabulary": tokenizer.vocabulary_size(), "max_tokens": full},
+        seen=[_identity(paragraph) for paragraph in parts[0]],
+        facts={
+            "paragraphs": len(parts[0]),
+            "tokens": len(learned),
+            "vocabulary": tokenizer.vocabulary_size(),
+            "max_tokens": full,
+        },
     )
 
 
@@ -276,9 +283,12 @@ def _held_out(paragraphs: Sequence[str]) -> tuple[list[str], list[str]]:
     judged: list[str] = []
     learned: list[str] = []
     for paragraph in paragraphs:
-        position = place(hashlib.sha256(paragraph.encode()).hexdigest())
-        (judged if position < HELD_OUT else learned).append(paragraph)
+        (judged if place(_identity(paragraph)) < HELD_OUT else learned).append(paragraph)
     return learned, judged
+
+
+def _identity(paragraph: str) -> str:
+    return hashlib.sha256(paragraph.encode()).hexdigest()
 
 
 def _stream(paragraphs: Sequence[str], tokenizer: Any, special: Special) -> Tokens:

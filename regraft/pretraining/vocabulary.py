@@ -34,6 +34,7 @@ def learn_tokenizer(backbone: keras_hub.models.Backbone, paragraphs: Sequence[st
         return small.tokenizer_of(backbone)
     kind = type(backbone).__name__.removesuffix("Backbone")
     made_by = getattr(keras_hub.tokenizers, f"{kind}Tokenizer", None)
+    log.info("learning a vocabulary from %d paragraphs", len(paragraphs))
     if made_by is not None and issubclass(made_by, keras_hub.tokenizers.WordPieceTokenizer):
         pieces = _word_pieces(paragraphs, most_tokens)
         log.info("learned a vocabulary of %d word pieces", len(pieces))

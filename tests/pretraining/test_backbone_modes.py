@@ -1,5 +1,7 @@
 """The backbone stage in its modes scratch and pretrain, on networks of a few thousand weights."""
 
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from regraft.errors import BackboneError, DataError, Diverged
 from regraft.files import read_json
 from regraft.paths import Paths
 from regraft.pretraining import course
-from regraft.settings import BackboneSettings, PretrainSettings
+from regraft.pretraining.seen import count_seen
+from regraft.settings import BackboneSettings, EmbedSettings, PretrainSettings
 from regraft.tuning.loop import Checkpoint
-from tasks import backbone
+from tasks import backbone, embed
+from tests.backbones.test_backbone_stages import prepare
 from tests.backbones.tiny import make_image_preset
-from tests.pretraining.small import tiny_bert, tiny_gpt2, write_book, write_preset
+from tests.pretraining.small import BOOK, tiny_bert, tiny_gpt2, write_book, write_preset
 from tests.project import draw_images
 
 
@@ -35,12 +39,20 @@ def bert(paths):
 
 def texts(paths, **changes):
     values = {"source": "text:book", "batch_size": 8, "max_tokens": 16, "vocabulary_size": 400, "epochs": 2}
-    return BackboneSettings(name=bert(paths), mode="pretrain", pretrain=PretrainSettings(**values | changes))
+    return BackboneSettings(
+        name=bert(paths), mode="pretrain", pretrain=PretrainSettings.model_validate(values | changes)
+    )
 
 
 def pictures(**changes):
     values = {"source": "folder:discs", "batch_size": 8, "image_size_px": 48, "epochs": 2}
-    return BackboneSettings(name="preset:pictures", mode="pretrain", pretrain=PretrainSettings(**values | changes))
+    return BackboneSettings(
+        name="preset:pictures", mode="pretrain", pretrain=PretrainSettings.model_validate(values | changes)
+    )
+
+
+def identity(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def contents(paths):
@@ -57,6 +69,7 @@ def test_masked_pretraining_lowers_the_held_out_loss_and_its_preset_is_used_at_o
     card = read_card(stored_backbone(project.backbones))
     assert card.is_pretrained
     assert card.input_tokens == 16  # positions beyond it have learned nothing
+    assert card.pretraining is not None
     assert card.pretraining["held_out_loss"] == facts["held_out_loss"]
     assert card.source_dataset == f"text {facts['source_digest'][:12]}"
     assert str(project.root) not in str(card)
@@ -90,6 +103,7 @@ def test_pretrained_weights_serve_another_project_with_all_that_is_known_of_them
     backbone.run(BackboneSettings(name=f"preset:{stored_backbone(project.backbones)}"), 8, other)
     one, two = (read_card(stored_backbone(paths.backbones)) for paths in (project, other))
     assert one == two
+    assert two.pretraining is not None
     assert two.pretraining["method"] == "rotation"
     assert read_json(other.reports / "pretraining.json") == {"mode": "fetch"}
 
@@ -192,6 +206,19 @@ def test_there_are_no_weights_to_go_on_from_in_a_network_that_has_none(project):
     settings = pictures(start="weights").model_copy(update={"name": "cnn_small"})
     with pytest.raises(BackboneError, match="cnn_small has learnt nothing yet"):
         backbone.run(settings, 7, project)
+
+
+def test_test_examples_that_the_backbone_was_pretrained_on_are_counted(project, caplog):
+    backbone.run(texts(project), 7, project)
+    other = Paths(project.root / "other")
+    backbone.run(BackboneSettings(name=f"preset:{stored_backbone(project.backbones)}"), 8, other)
+    met = [text for text in BOOK if count_seen(stored_backbone(project.backbones), [identity(text)])]
+    assert len(met) == read_json(project.reports / "pretraining.json")["paragraphs"] > 130  # the others judge
+    texts_of = {"train": ["good food", "bad film"], "validation": ["great film"], "test": [met[0], "help", met[1]]}
+    prepare(other, texts_of)
+    embed.run(EmbedSettings(), other)
+    assert read_json(other.reports / "embed.json")["test_examples_seen_in_pretraining"] == 2
+    assert "2 of 3 test examples are among those that the backbone was pretrained on" in caplog.text
 
 
 def test_scratch_draws_weights_from_the_seed_and_keeps_the_tokenizer(project):

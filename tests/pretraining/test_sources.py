@@ -52,7 +52,7 @@ def test_a_missing_folder_and_a_server_are_refused(tmp_path):
 
 
 def test_pretraining_needs_a_source():
-    values = {name: {} for name in Settings.model_fields if name not in ("name", "seed")}
+    values: dict[str, dict[str, str]] = {name: {} for name in Settings.model_fields if name not in ("name", "seed")}
     with pytest.raises(SettingsError, match=r"mode pretrain learns from pretrain\.source, which is not set"):
         check_settings({**values, "name": "a", "seed": 7, "backbone": {"mode": "pretrain"}}, "params.yaml")
 
