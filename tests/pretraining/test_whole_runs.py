@@ -14,16 +14,17 @@ def test_a_pretrained_backbone_and_one_from_nothing_become_champions_and_the_sou
         tmp_path / "project", source=f"folder:{tmp_path / 'images'}", preset=make_image_preset(tmp_path / "preset")
     )
     project.change("promote.minimum", 0.0)
+    project.change("finetune.epochs", 20)
+    project.change("finetune.learning_rate", 0.01)
     project.change("backbone.mode", "scratch")
     outcome = project.facts("run")
-    assert outcome["publication"]["version"] == "1"
+    assert outcome["publication"]["promoted"]
     assert project.report("backbone.json")["source_dataset"] == "nothing"
 
+    project.change("backbone.pretrain", {"source": f"folder:{tmp_path / 'source'}", "epochs": 2, "batch_size": 8})
     project.change("backbone.mode", "pretrain")
-    project.change("backbone.pretrain.source", f"folder:{tmp_path / 'source'}")
-    project.change("backbone.pretrain.epochs", 2)
-    project.change("backbone.pretrain.batch_size", 8)
-    assert project.facts("run")["stages_run"] == ["backbone", "embed", "finetune", "evaluate"]
+    outcome = project.facts("run")
+    assert outcome["stages_run"] == ["backbone", "embed", "finetune", "evaluate"]
     assert project.report("pretraining.json")["method"] == "supervised"
     assert project.facts("run")["stages_run"] == []
 
