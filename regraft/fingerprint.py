@@ -21,6 +21,7 @@ from regraft.data import sources
 from regraft.errors import BackboneError, RegraftError
 from regraft.files import read_json, write_json
 from regraft.paths import REPOSITORY, Paths
+from regraft.pretraining.source import parse_source
 from regraft.settings import AUTO, Settings
 
 FIRST_PARTY = ("regraft", "tasks")
@@ -35,7 +36,7 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
     """Bring `.regraft/inputs.json` up to date; it is rewritten only when a fingerprint moved.
 
     Raises:
-        DataError: If the source does not exist.
+        DataError: If the source, or that of pretraining, does not exist.
         BackboneError: If a backbone is neither in the catalogue nor a preset folder, or takes another kind of data.
     """
     for name in settings.backbone.named:
@@ -49,6 +50,7 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
         "source": _source(paths, settings),
         "candidates": _candidates(settings),
         "preset": _preset(paths, settings),
+        "pretraining": _pretraining(paths, settings),
         "seed_of_weights": _seed_of_weights(settings),
         "code": {stage: code_fingerprint(stage) for stage in stages},
     }
@@ -85,6 +87,7 @@ def moved_inputs(paths: Paths, settings: Settings, stage: str) -> list[str]:
         "source": lambda: _source(paths, settings),
         "candidates": lambda: _candidates(settings),
         "preset": lambda: _preset(paths, settings),
+        "pretraining": lambda: _pretraining(paths, settings),
         "seed_of_weights": lambda: _seed_of_weights(settings),
         f"code.{stage}": lambda: code_fingerprint(stage),
     }
@@ -116,9 +119,18 @@ def _candidates(settings: Settings) -> list[str] | None:
 
 
 def _seed_of_weights(settings: Settings) -> int | None:
-    """Return the seed if a backbone begins from nothing, else None: another seed is no reason to fetch one again."""
+    """Return the seed if the backbone hangs on it, else None: another seed is no reason to fetch one again."""
     names = _candidates(settings) or [settings.backbone.name]
-    return settings.seed if any(catalogue.begins_from_nothing(name) for name in names) else None
+    drawn = settings.backbone.mode != "fetch" or any(catalogue.begins_from_nothing(name) for name in names)
+    return settings.seed if drawn else None
+
+
+def _pretraining(paths: Paths, settings: Settings) -> dict[str, Any] | None:
+    """Return the fingerprint of what the backbone is pretrained on; None if it is not pretrained here."""
+    backbone = settings.backbone
+    if backbone.mode != "pretrain" or backbone.pretrain.source is None:
+        return None
+    return parse_source(backbone.pretrain.source, paths.root).fingerprint(paths.state / "pretraining-index.json")
 
 
 def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:

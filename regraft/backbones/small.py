@@ -3,7 +3,7 @@
 Loading a preset of theirs takes this module, which makes their classes known to Keras.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -160,32 +160,8 @@ class HashedWords(keras_hub.tokenizers.Tokenizer):
         """Read nothing."""
 
 
-def cnn_small(name: str) -> tuple[SmallCNN, None]:
-    """Return the network for images; it takes no tokenizer."""
-    return SmallCNN(name=name), None
-
-
-def rnn_small(name: str) -> tuple[SmallRNN, HashedWords]:
-    """Return the network for texts and its tokenizer."""
-    backbone = SmallRNN(name=name)
-    return backbone, HashedWords(backbone.vocabulary_size, name=f"{name}_tokenizer")
-
-
-NETWORKS: dict[str, Callable[[str], tuple[keras_hub.models.Backbone, HashedWords | None]]] = {
-    "cnn_small": cnn_small,
-    "rnn_small": rnn_small,
-}
-
-
-def build(network: str, name: str, seed: int) -> tuple[keras_hub.models.Backbone, HashedWords | None]:
-    """Return a network with the initial weights that `seed` gives, and for text its tokenizer.
-
-    Every initialiser draws its seed from the generator of the process, which is seeded here.
-
-    Args:
-        network: A key of `NETWORKS`.
-        name: Becomes the Keras model's name.
-        seed: The same one gives the same weights, to the bit.
-    """
-    keras.utils.set_random_seed(seed)
-    return NETWORKS[network](name)
+def tokenizer_of(backbone: keras_hub.models.Backbone) -> HashedWords | None:
+    """Return the tokenizer that goes with one of these networks; None for the one that takes images."""
+    if not isinstance(backbone, SmallRNN):
+        return None
+    return HashedWords(backbone.vocabulary_size, name=f"{backbone.name}_tokenizer")

@@ -204,7 +204,7 @@ def rows_of(part: int, parts: int, total: Any) -> tuple[Any, Any]:
 
 @contextmanager
 def failures_explained(
-    devices: Devices, *, batch_size: int, accumulate: int, image_size_px: int | None
+    devices: Devices, *, batch_size: int, accumulate: int, image_size_px: int | None, remedy: str | None = None
 ) -> Iterator[None]:
     """Say in words what to do where TensorFlow runs out of memory or loses another worker.
 
@@ -213,6 +213,7 @@ def failures_explained(
         batch_size: `finetune.batch_size`.
         accumulate: `finetune.accumulate`.
         image_size_px: Side of the images; None for texts.
+        remedy: What to do if memory ran out; None means what there is to do in fine-tuning.
 
     Raises:
         TrainingError: In place of TensorFlow's or Python's error, if memory ran out: another attempt would end so too.
@@ -224,9 +225,12 @@ def failures_explained(
         size = f", image size {image_size_px} px" if image_size_px else ""
         setting = "embed.image_size_px" if image_size_px else "embed.max_tokens"
         raise TrainingError(
-            f"out of memory in training at batch size {batch_size}{size}. Set finetune.accumulate: {2 * accumulate} "
-            "(the same results with less memory; not for strategy contrastive), or a smaller finetune.batch_size or "
-            f"{setting}."
+            f"out of memory in training at batch size {batch_size}{size}. "
+            + (
+                remedy
+                or f"Set finetune.accumulate: {2 * accumulate} (the same results with less memory; not for strategy "
+                f"contrastive), or a smaller finetune.batch_size or {setting}."
+            )
         ) from error
     except WORKER_IS_GONE as error:
         if not devices.span_processes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from regraft.errors import Diverged, SettingsError, TrainingError
 from regraft.tuning.devices import ONE_DEVICE, Devices, LocalAdamW, lower_precision, rows_of
-from regraft.tuning.objective import CLASSES, Objective
+from regraft.tuning.objective import CLASSES, Aim
 from regraft.tuning.schedules import warmup_cosine
 from regraft.tuning.scores import Score
 
@@ -46,6 +46,7 @@ class Plan:
         soup: Whether weights of several epochs may be averaged: see `train`.
         unfreezing: Multipliers of the rate of each trainable weight at a step, which counts from 0: see
             `layers.gradual_multipliers`. They take the place of the trainer's, which must have some.
+        remedy: What to do, in words, if the loss stops being a number.
     """
 
     epochs: int
@@ -55,6 +56,7 @@ class Plan:
     patience_epochs: int
     soup: bool = False
     unfreezing: Callable[[int], NDArray[np.float32]] | None = None
+    remedy: str = "Set a lower finetune.learning_rate, or strategy: probe."
 
     @property
     def total_steps(self) -> int:
@@ -112,7 +114,7 @@ class Trainer:
     Args:
         model: Ends in the outputs of `objective`. Every BatchNormalization in it is set to `trainable = False`, which
             keeps its statistics still; calling it with training=False would not (keras-team/keras#20285). So are
-            tables of embeddings.
+            tables of embeddings. Unless `everything_learns`.
         objective: Decides the loss.
         weight_decay: AdamW's, on kernels only.
         clip_norm: The global norm that gradients are scaled down to.
@@ -124,6 +126,8 @@ class Trainer:
         devices: What trains. The model must have been made in their scope.
         accumulate: In how many slices, one after another, a replica works through its rows of a batch. The step is that
             of the whole batch; only the slice under way takes memory.
+        everything_learns: Whether statistics and tables learn too: what they are in a network that has learnt nothing
+            is nothing to keep.
 
     Raises:
         ValueError: If the loss needs the whole batch at once, and `accumulate` is more than 1.
@@ -132,7 +136,7 @@ class Trainer:
     def __init__(
         self,
         model: keras.Model,
-        objective: Objective = CLASSES,
+        objective: Aim = CLASSES,
         *,
         weight_decay: float = 0.01,
         clip_norm: float = 1.0,
@@ -140,6 +144,7 @@ class Trainer:
         multipliers: NDArray[np.float32] | None = None,
         devices: Devices = ONE_DEVICE,
         accumulate: int = 1,
+        everything_learns: bool = False,
     ) -> None:
         if objective.compares_examples and accumulate > 1:
             raise ValueError(f"the loss compares all examples of a batch: accumulate must be 1, got {accumulate}")
@@ -147,7 +152,10 @@ class Trainer:
         self.objective = objective
         self.devices = devices
         self._accumulate = accumulate
-        freeze_statistics_and_tables(model)
+        if not everything_learns:
+            freeze_statistics_and_tables(model)
+        # They follow the training batches by a running average of their own.
+        self._statistics = _moving_statistics(model) if everything_learns else []
         self._clip_norm = clip_norm
         self._weights = model.trainable_variables
         self._l2_sp = l2_sp
@@ -184,13 +192,16 @@ class Trainer:
             variable.assign(value)
 
     def use(self, weights: State) -> None:
-        """Set the model's trainable weights to `weights`, in their order."""
-        for weight, value in zip(self._weights, weights, strict=True):
+        """Set the model's trainable weights, and statistics that learn, to `weights`, which `averages()` returned."""
+        for weight, value in zip([*self._weights, *self._statistics], weights, strict=True):
             weight.assign(value)
 
     def averages(self) -> State:
-        """Return copies of the running averages of the model's trainable weights, in their order."""
-        return [np.array(average.numpy()) for average in self._averages]
+        """Return copies of the running averages of the model's trainable weights, in their order.
+
+        After them, statistics of BatchNormalizations that learn, as they are.
+        """
+        return [np.array(average.numpy()) for average in [*self._averages, *self._statistics]]
 
     def start(self) -> None:
         """Let the running averages begin at the weights as they are now, and `l2_sp` pull back to them.
@@ -206,10 +217,19 @@ class Trainer:
             for start, weight in zip(self._starts, self._weights, strict=True):
                 start.assign(weight.value)
 
+    def statistics_to_keep(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the moving means and variances that may not move, by the path of the variable."""
+        learning = {id(variable) for variable in self._statistics}
+        return {
+            variable.path: np.array(variable.numpy())
+            for variable in _moving_statistics(self.model)
+            if id(variable) not in learning
+        }
+
     @contextmanager
     def using(self, weights: State) -> Iterator[None]:
         """Give the model other trainable weights for a while."""
-        kept = [np.array(weight.numpy()) for weight in self._weights]
+        kept = [np.array(weight.numpy()) for weight in [*self._weights, *self._statistics]]
         self.use(weights)
         try:
             yield
@@ -376,7 +396,7 @@ def train(
         Diverged: If the loss stops being a finite number.
         TrainingError: If a BatchNormalization statistic has moved.
     """
-    still = _batch_normalisation_statistics(trainer.model)
+    still = trainer.statistics_to_keep()
     trainer.start()
     history, best, lowest, part = History(), trainer.averages(), None, Part()
     saved = checkpoint.load_from_chief(trainer.devices) if checkpoint else None
@@ -406,7 +426,7 @@ def train(
             if not math.isfinite(loss):
                 raise Diverged(
                     f"the training loss became {loss} in epoch {epoch} at step {step + 1} of {plan.total_steps} "
-                    f"(learning rate {rate:.3g}). Set a lower finetune.learning_rate, or strategy: probe."
+                    f"(learning rate {rate:.3g}). {plan.remedy}"
                 )
             part.add(loss, len(labels), rate)
             step += 1
@@ -420,7 +440,7 @@ def train(
         if not math.isfinite(now.log_loss):
             raise Diverged(
                 f"the validation {trainer.objective.loss_name} became {now.log_loss} after epoch {epoch} "
-                f"(peak learning rate {plan.peak_rate:.3g}). Set a lower finetune.learning_rate, or strategy: probe."
+                f"(peak learning rate {plan.peak_rate:.3g}). {plan.remedy}"
             )
         history.epochs.append(
             Epoch(epoch, part.mean_loss, now.log_loss, now.refined_log_loss, now.accuracy, part.last_rate)
@@ -442,16 +462,16 @@ def train(
             trainer.objective.measure_name, now.accuracy,
         )  # fmt: skip
     trainer.use(best)
-    moved = [
-        name
-        for name, value in _batch_normalisation_statistics(trainer.model).items()
-        if not np.array_equal(value, still[name])
-    ]
+    _require_still(still, trainer.statistics_to_keep())
+    return history
+
+
+def _require_still(before: dict[str, NDArray[Any]], after: dict[str, NDArray[Any]]) -> None:
+    moved = [name for name, value in before.items() if not np.array_equal(value, after[name])]
     if moved:
         raise TrainingError(
             f"{len(moved)} BatchNormalization statistics moved although they are frozen, e.g. {moved[0]}"
         )
-    return history
 
 
 def _kept(trainer: Trainer, history: History, best: State, now: Score, validate: Callable[[], Score] | None) -> State:
@@ -483,24 +503,21 @@ def freeze_statistics_and_tables(model: keras.Model) -> None:
             layer.trainable = False
 
 
-def _label_spec(objective: Objective, model: keras.Model) -> tf.TensorSpec:
+def _label_spec(objective: Aim, model: keras.Model) -> tf.TensorSpec:
     """Return shape and type of a batch of labels."""
     if objective.labels_are_indices:
         return tf.TensorSpec((None,), tf.int64)
     return tf.TensorSpec((None, model.output_shape[-1]), tf.float32)
 
 
-def _batch_normalisations(model: keras.Model) -> list[Any]:
-    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-
-
-def _batch_normalisation_statistics(model: keras.Model) -> dict[str, NDArray[Any]]:
-    """Return copies of all moving means and variances by variable path."""
-    return {
-        variable.path: np.array(variable.numpy())
-        for layer in _batch_normalisations(model)
+def _moving_statistics(model: keras.Model) -> list[Any]:
+    """Return the moving mean and variance of every BatchNormalization in `model`, however deep."""
+    return [
+        variable
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
         for variable in (layer.moving_mean, layer.moving_variance)
-    }
+    ]
 
 
 class _Clock:

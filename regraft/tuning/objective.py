@@ -35,29 +35,41 @@ RIDGE_PENALTIES = tuple(float(f"{10.0**power:.3g}") for power in np.arange(2.0, 
 _BINS = 4
 
 
-class Objective(ABC):
-    """A task as training sees it. N examples, K outputs.
+class Aim(ABC):
+    """What a step of training lowers: all that the loop has to know.
 
     Attributes:
-        task: "classification", "multilabel" or "regression".
         labels_are_indices: Whether a label in training is an integer, the number of a class; else it is K floats.
-        penalties: Candidates for the head, strongest first.
         loss_name: What the loss is called in words.
         measure_name: What `Score.accuracy` is called in words.
-        names: `Score`'s words "log_loss" and "accuracy", as reports call them.
-        gains: How the numbers of examples gained and lost are said; filled with gained, lost and examples.
         compares_examples: Whether the loss of a step is of pairs of examples, not a mean over examples: then a batch
             cannot be divided.
     """
 
-    task: str
     labels_are_indices = False
-    penalties: tuple[float, ...]
     loss_name: str
     measure_name: str
+    compares_examples = False
+
+    @abstractmethod
+    def training_loss(self) -> Callable[[Any, Any], Any]:
+        """Return the loss of a step, a function of labels and outputs (tensors) to a scalar."""
+
+
+class Objective(Aim):
+    """A task as training sees it. N examples, K outputs.
+
+    Attributes:
+        task: "classification", "multilabel" or "regression".
+        penalties: Candidates for the head, strongest first.
+        names: `Score`'s words "log_loss" and "accuracy", as reports call them.
+        gains: How the numbers of examples gained and lost are said; filled with gained, lost and examples.
+    """
+
+    task: str
+    penalties: tuple[float, ...]
     names: tuple[str, str]
     gains: str
-    compares_examples = False
 
     @abstractmethod
     def solver(self, features: Features, labels: NDArray[Any]) -> Solver:
@@ -70,10 +82,6 @@ class Objective(ABC):
     @abstractmethod
     def score(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> Score:
         """Return the score of `outputs` (N, K)."""
-
-    @abstractmethod
-    def training_loss(self) -> Callable[[Any, Any], Any]:
-        """Return the loss of a step, a function of labels and outputs (tensors) to a scalar."""
 
     def temperature(self, outputs: NDArray[np.floating], labels: NDArray[Any]) -> float:
         """Return what logits (N, K) must be divided by to be as sure as they are right; 1 where there are none."""

@@ -94,6 +94,7 @@ class Way:
         lora_rank: Of the matrices that learn in place of the attention's own; 0 for none.
         contrastive: Whether the backbone learns from pairs which examples are alike, see `objective.Likeness`, and the
             head is solved anew on its features.
+        everything_learns: Whether statistics and tables of embeddings learn too, see `loop.Trainer`.
         rates: Peak rates worth trying, in rising order. The search begins in their middle and walks downhill.
     """
 
@@ -102,6 +103,7 @@ class Way:
     gradual: bool = False
     lora_rank: int = 0
     contrastive: bool = False
+    everything_learns: bool = False
     rates: tuple[float, ...] = RATES
 
 
@@ -148,7 +150,7 @@ def epochs_for(examples: int, batch_size: int, *, pretrained: bool = True) -> in
 
 def from_nothing(way: Way) -> Way:
     """Return `way` as it is tried on a backbone that never learnt anything."""
-    return replace(way, rates=RATES_FROM_NOTHING)
+    return replace(way, rates=RATES_FROM_NOTHING, everything_learns=True)
 
 
 def pilot_steps(total_steps: int) -> int:

@@ -461,7 +461,8 @@ class _Runner:
         if way.lora_rank:
             enable_lora(model, way.lora_rank)
         learner = backbone if way.contrastive else model
-        freeze_statistics_and_tables(learner)
+        if not way.everything_learns:
+            freeze_statistics_and_tables(learner)
         multipliers = None
         if way.gradual:
             multipliers = np.ones(len(learner.trainable_variables), np.float32)  # `unfreezing` sets them at every step
@@ -475,6 +476,7 @@ class _Runner:
             multipliers=multipliers,
             devices=course.devices,
             accumulate=course.recipe.accumulate,
+            everything_learns=way.everything_learns,
         )
         self._untouched = self.trainer.state()
 

@@ -5,13 +5,13 @@ import os
 import pickle
 from pathlib import Path
 
-import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
 from regraft.backbones import catalogue, convert
+from regraft.backbones.architectures import architectures
 from regraft.backbones.extractor import build_extractor
 from regraft.backbones.fetch import fetch
 from regraft.errors import BackboneError
@@ -32,7 +32,7 @@ def lite0_tensors():
 
 @pytest.fixture(scope="module")
 def lite0(lite0_tensors):
-    backbone = keras_hub.models.EfficientNetBackbone(**convert.EFFICIENTNET_LITE0, input_shape=(None, None, 3))
+    backbone = architectures()["efficientnet_lite0_imagenet"].make(called="lite0")
     convert.load_efficientnet(backbone, lite0_tensors)
     return backbone
 
@@ -48,8 +48,8 @@ def test_lite0_computes_what_its_definition_says(lite0, lite0_tensors, side_px):
 
 
 def test_even_padding_would_give_another_network(lite0_tensors):
-    config = {**convert.EFFICIENTNET_LITE0, "stackwise_block_types": ["v1"] * 7}
-    shifted = keras_hub.models.EfficientNetBackbone(**config, input_shape=(None, None, 3))
+    lite0 = architectures()["efficientnet_lite0_imagenet"]
+    shifted = lite0.make(called="shifted", stackwise_block_types=["v1"] * 7)
     convert.load_efficientnet(shifted, lite0_tensors)
     images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3))
     difference = np.abs(shifted.predict(images.astype("float32"), verbose=0) - lite0_feature_map(lite0_tensors, images))
@@ -68,7 +68,7 @@ def test_lite0_as_fetched_computes_features_of_pixels_as_its_definition_says(tmp
 
 
 def test_a_missing_a_misshapen_and_a_surplus_tensor_are_errors(lite0_tensors):
-    backbone = keras_hub.models.EfficientNetBackbone(**convert.EFFICIENTNET_LITE0, input_shape=(None, None, 3))
+    backbone = architectures()["efficientnet_lite0_imagenet"].make(called="lite0")
     without = {name: value for name, value in lite0_tensors.items() if name != "_conv_stem.weight"}
     with pytest.raises(BackboneError, match=r"no tensor '_conv_stem\.weight'"):
         convert.load_efficientnet(backbone, without)
