@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tasks.backbone
+import tasks.choose
 import tasks.embed
 import tasks.finetune
 from regraft.backbones import catalogue
@@ -159,8 +160,10 @@ def test_the_stages_train_it_and_store_what_it_learnt(name, tmp_path, monkeypatc
     splits = {split: list(examples(kind, rows)) for split, rows in sizes.items()}
     write_prepared(paths.prepared, kind, ("no", "yes"), splits)
     write_json(paths.reports / "data.json", {"median_short_side_px": 24})
-    tasks.backbone.run(BackboneSettings(name=name), 7, paths)
-    tasks.embed.run(EmbedSettings(image_size_px=32), paths)
+    backbone, embed = BackboneSettings(name=name), EmbedSettings(image_size_px=32)
+    tasks.choose.run(backbone, embed, 7, paths)
+    tasks.backbone.run(backbone, 7, paths)
+    tasks.embed.run(embed, paths)
     settings = FinetuneSettings(strategy="full", epochs=4, batch_size=8, learning_rate=3.0e-3, augment=False)
     tasks.finetune.run(settings, 7, paths)
     history = read_json(paths.reports / "training.json")["history"]

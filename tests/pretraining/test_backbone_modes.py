@@ -15,7 +15,7 @@ from regraft.pretraining import course
 from regraft.pretraining.seen import count_seen
 from regraft.settings import BackboneSettings, EmbedSettings, PretrainSettings
 from regraft.tuning.loop import Checkpoint
-from tasks import backbone, embed
+from tasks import backbone, choose, embed
 from tests.backbones.test_backbone_stages import prepare
 from tests.backbones.tiny import make_image_preset
 from tests.pretraining.small import BOOK, tiny_bert, tiny_gpt2, write_book, write_preset
@@ -51,6 +51,11 @@ def pictures(**changes):
     )
 
 
+def run_backbone(settings, seed, paths):
+    choose.run(settings, EmbedSettings(), seed, paths)
+    backbone.run(settings, seed, paths)
+
+
 def identity(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -61,7 +66,7 @@ def contents(paths):
 
 
 def test_masked_pretraining_lowers_the_held_out_loss_and_its_preset_is_used_at_once(project):
-    backbone.run(texts(project, epochs=6, learning_rate=0.01), 7, project)
+    run_backbone(texts(project, epochs=6, learning_rate=0.01), 7, project)
     facts = read_json(project.reports / "pretraining.json")
     # Words at random: what can be learned is which pieces are words, of which there are 47 and the end of a paragraph.
     assert facts["held_out_loss"]["before"] == pytest.approx(np.log(facts["vocabulary"]), rel=0.05)
@@ -78,7 +83,7 @@ def test_masked_pretraining_lowers_the_held_out_loss_and_its_preset_is_used_at_o
 
 
 def test_tables_of_embeddings_learn(project):
-    backbone.run(texts(project, start="weights", learning_rate=0.01), 7, project)
+    run_backbone(texts(project, start="weights", learning_rate=0.01), 7, project)
     before, after = (load_backbone(folder) for folder in (project.root / "bert", stored_backbone(project.backbones)))
     moved = np.abs(before.token_embedding.embeddings.numpy() - after.token_embedding.embeddings.numpy()).max()
     assert moved > 0.01
@@ -86,7 +91,7 @@ def test_tables_of_embeddings_learn(project):
 
 
 def test_supervised_pretraining_tells_colours_apart_and_statistics_learn(project):
-    backbone.run(pictures(epochs=24, learning_rate=0.01), 7, project)
+    run_backbone(pictures(epochs=24, learning_rate=0.01), 7, project)
     facts = read_json(project.reports / "pretraining.json")
     assert facts["sizes"] == [32, 48]
     assert facts["classes"] == 3
@@ -98,9 +103,9 @@ def test_supervised_pretraining_tells_colours_apart_and_statistics_learn(project
 
 
 def test_pretrained_weights_serve_another_project_with_all_that_is_known_of_them(project, tmp_path):
-    backbone.run(pictures(method="rotation"), 7, project)
+    run_backbone(pictures(method="rotation"), 7, project)
     other = Paths(tmp_path / "other")
-    backbone.run(BackboneSettings(name=f"preset:{stored_backbone(project.backbones)}"), 8, other)
+    run_backbone(BackboneSettings(name=f"preset:{stored_backbone(project.backbones)}"), 8, other)
     one, two = (read_card(stored_backbone(paths.backbones)) for paths in (project, other))
     assert one == two
     assert two.pretraining is not None
@@ -122,14 +127,14 @@ def test_killed_at_a_checkpoint_and_run_again_the_bytes_are_the_same(project, mo
 
     monkeypatch.setattr(Checkpoint, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
-        backbone.run(settings, 7, project)
+        run_backbone(settings, 7, project)
     assert not project.backbones.exists()
-    backbone.run(settings, 7, project)
+    run_backbone(settings, 7, project)
     continued, after_it = contents(project), len(saved)
     (project.scratch / "backbone" / "checkpoint.npz").unlink()
     saved.clear()
     saved += [None] * 6  # so that nothing dies
-    backbone.run(settings, 7, project)
+    run_backbone(settings, 7, project)
     assert len(saved) - 6 == after_it  # one save a step: nothing was trained twice
     assert contents(project) == continued
 
@@ -145,7 +150,7 @@ def test_causal_pretraining_learns_what_comes_next(project):
         "utf-8",
     )
     settings = texts(project, epochs=6, learning_rate=0.01)
-    backbone.run(settings.model_copy(update={"name": "preset:gpt2"}), 7, project)
+    run_backbone(settings.model_copy(update={"name": "preset:gpt2"}), 7, project)
     facts = read_json(project.reports / "pretraining.json")
     assert facts["method"] == "causal"
     assert facts["held_out_measure"]["before"] < 0.1
@@ -154,7 +159,7 @@ def test_causal_pretraining_learns_what_comes_next(project):
 
 def test_a_budget_shortens_the_schedule_and_an_interrupted_run_keeps_to_it(project, monkeypatch):
     monkeypatch.setattr(course, "_seconds_of_a_step", lambda *_: 0.5)
-    backbone.run(texts(project, budget_s=5.0, epochs=30), 7, project)
+    run_backbone(texts(project, budget_s=5.0, epochs=30), 7, project)
     facts = read_json(project.reports / "pretraining.json")
     assert facts["steps"] == 10
     assert read_json(project.scratch / "backbone" / "plan.json")["steps"] == 10
@@ -164,7 +169,7 @@ def test_a_rate_that_is_too_high_is_said_with_the_step_and_what_to_do(project):
     settings = texts(project)
     wild = settings.pretrain.model_copy(update={"learning_rate": 1e38})
     with pytest.raises(Diverged, match=r"in epoch 1.*Set a lower backbone\.pretrain\.learning_rate") as caught:
-        backbone.run(settings.model_copy(update={"pretrain": wild}), 7, project)
+        run_backbone(settings.model_copy(update={"pretrain": wild}), 7, project)
     assert "finetune" not in str(caught.value)
 
 
@@ -179,7 +184,7 @@ def test_a_rate_that_is_too_high_is_said_with_the_step_and_what_to_do(project):
 )
 def test_what_does_not_fit_a_network_for_texts_is_refused(project, changes, error, said):
     with pytest.raises(error, match=said):
-        backbone.run(texts(project, **changes), 7, project)
+        run_backbone(texts(project, **changes), 7, project)
 
 
 @pytest.mark.parametrize(
@@ -193,25 +198,25 @@ def test_what_does_not_fit_a_network_for_pictures_is_refused(project, changes, s
     (project.root / "one").mkdir()
     (project.root / "discs" / "red").rename(project.root / "one" / "red")
     with pytest.raises(DataError, match=said):
-        backbone.run(pictures(**changes), 7, project)
+        run_backbone(pictures(**changes), 7, project)
 
 
 def test_too_little_text_is_refused(project):
     (project.root / "book" / "book.txt").write_text("my card is lost", "utf-8")
     with pytest.raises(DataError, match=r"tokens to learn from and \d+ to judge by"):
-        backbone.run(texts(project), 7, project)
+        run_backbone(texts(project), 7, project)
 
 
 def test_there_are_no_weights_to_go_on_from_in_a_network_that_has_none(project):
     settings = pictures(start="weights").model_copy(update={"name": "cnn_small"})
     with pytest.raises(BackboneError, match="cnn_small has learnt nothing yet"):
-        backbone.run(settings, 7, project)
+        run_backbone(settings, 7, project)
 
 
 def test_test_examples_that_the_backbone_was_pretrained_on_are_counted(project, caplog):
-    backbone.run(texts(project), 7, project)
+    run_backbone(texts(project), 7, project)
     other = Paths(project.root / "other")
-    backbone.run(BackboneSettings(name=f"preset:{stored_backbone(project.backbones)}"), 8, other)
+    run_backbone(BackboneSettings(name=f"preset:{stored_backbone(project.backbones)}"), 8, other)
     met = [text for text in BOOK if count_seen(stored_backbone(project.backbones), [identity(text)])]
     assert len(met) == read_json(project.reports / "pretraining.json")["paragraphs"] > 130  # the others judge
     texts_of = {"train": ["good food", "bad film"], "validation": ["great film"], "test": [met[0], "help", met[1]]}
@@ -223,7 +228,7 @@ def test_test_examples_that_the_backbone_was_pretrained_on_are_counted(project, 
 
 def test_scratch_draws_weights_from_the_seed_and_keeps_the_tokenizer(project):
     def drawn(seed):
-        backbone.run(BackboneSettings(name=bert(project), mode="scratch"), seed, project)
+        run_backbone(BackboneSettings(name=bert(project), mode="scratch"), seed, project)
         return read_card(stored_backbone(project.backbones))
 
     one, again, other = drawn(1), drawn(1), drawn(2)

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tasks.backbone
+import tasks.choose
 import tasks.embed
 import tasks.finetune
 from regraft.backbones.extractor import build_extractor
@@ -43,8 +44,10 @@ def make_project(root, kind):
     write_json(paths.reports / "data.json", {"median_short_side_px": 24})
     make = make_image_preset if kind == "image" else make_text_preset
     make(root / "preset")
-    tasks.backbone.run(BackboneSettings(name="preset:preset"), SEED, paths)
-    tasks.embed.run(EmbedSettings(image_size_px=32), paths)
+    backbone, embed = BackboneSettings(name="preset:preset"), EmbedSettings(image_size_px=32)
+    tasks.choose.run(backbone, embed, SEED, paths)
+    tasks.backbone.run(backbone, SEED, paths)
+    tasks.embed.run(embed, paths)
     return paths
 
 
