@@ -130,7 +130,7 @@ def test_new_data_costs_only_its_own_forward_passes_and_is_told_from_the_data_of
     copy.change("promote.minimum", 1.0)
     copy.change("finetune.strategy", "probe")
     outcome = copy.facts("run")
-    assert outcome["stages_run"] == ["download", "preprocess", "embed", "finetune", "evaluate"]
+    assert outcome["stages_run"] == ["download", "preprocess", "choose", "embed", "finetune", "evaluate"]
     assert copy.report("embed.json")["forward_passes"] == 9
     is_perfect = copy.report("metrics.json")["test"]["accuracy"]["value"] == 1
     assert outcome["publication"]["promoted"] == is_perfect

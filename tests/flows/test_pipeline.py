@@ -401,7 +401,7 @@ def test_a_project_in_a_folder_that_git_ignores_is_one_without_git(tmp_path):
     (images / "1.png").write_bytes(b"not looked into")
     paths = create(tmp_path / "projects" / "a", source=f"folder:{images.parent}", name="pets", kind="image")
     pipeline.start_project(paths.root)
-    assert [stage.stale for stage in pipeline.plan(paths.root)] == [True] * 6
+    assert [stage.stale for stage in pipeline.plan(paths.root)] == [True] * 7
 
 
 def test_a_stage_keeps_memory_for_the_next_step_unless_a_person_set_it_otherwise(project, monkeypatch):
