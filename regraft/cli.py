@@ -210,10 +210,11 @@ def rank_backbones(root: Root = HERE, as_json: AsJson = False) -> None:
                 pipeline.run_stage(
                     paths.root, stage.name, timeout_s=stage.timeout_s, on_line=lambda line: typer.echo(line, err=True)
                 )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with without_noise():
         from regraft.ranking.contest import FIRST_ROUND, Contest
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    contest = Contest(settings.backbone, settings.embed, settings.seed, paths, scratch=paths.scratch / "rank")
+
+        contest = Contest(settings.backbone, settings.embed, settings.seed, paths, scratch=paths.scratch / "rank")
     ranked = contest.rank(contest.candidates, FIRST_ROUND)
     if as_json:
         _print_json(contest.objective.reported([row.facts() | {"seconds": row.seconds} for row in ranked]))
