@@ -10,10 +10,10 @@ run: $(READY) ## from nothing to a registered model: the embedded default projec
 	$(BIN)/regraft run
 
 test: $(READY) ## the default tests: no network, no data beyond the repository
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: $(READY) ## the slow tests and those that fetch weights by package, too
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m ""
 
 check: $(READY) ## lint, format, types
 	$(BIN)/ruff check .
@@ -28,6 +28,8 @@ format: $(READY) ## put the code into the project's format
 lock: ## resolve pyproject.toml anew into requirements.lock and requirements-gpu.lock (needs uv)
 	uv pip compile $(LOCK_OPTIONS) --extra dev pyproject.toml -o requirements.lock
 	uv pip compile $(LOCK_OPTIONS) --extra dev --extra gpu pyproject.toml -o requirements-gpu.lock
+
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 

@@ -1,9 +1,9 @@
 """Choosing the backbone by evidence against always taking one: test accuracy lost to the best candidate, and the time.
 
-python -m benchmarks.choice SOURCE ... [--strategy probe] [--candidates NAME,NAME@PIXELS,...] [--seed 7]
+python -m benchmarks.choice SOURCE ... [--strategy lp_ft] [--candidates NAME,...] [--target COLUMN] [--seed 7]
 
 Every candidate is run through the whole pipeline; then the stage `choose` picks one without having seen any of it.
-Candidates default to those it would find by itself: all that are at hand, images at the sizes it tries. Regret is the
+Candidates default to those it would find by itself: all that are at hand; images at the sizes it tries. Regret is the
 best candidate's test accuracy (R2 of real values) minus that of the pick, in points; "usual" is the pick without
 looking. "cost" is the time of choosing as a share of that of embedding and training with every candidate.
 """
@@ -13,6 +13,7 @@ import shutil
 import statistics
 
 from benchmarks.projects import Project, regraft, temporary_project
+from regraft.measures import LEADING, task_of
 
 
 def main() -> None:
@@ -44,18 +45,18 @@ def _compare(project: Project, name: str, named: list[str] | None) -> tuple[dict
     """Return the regret of what is chosen and of the usual pick, in points, and what choosing cost."""
     project.change("backbone.name", "auto")
     if named:
-        project.change("backbone.candidates", sorted({candidate.partition("@")[0] for candidate in named}))
+        project.change("backbone.candidates", named)
     regraft("rank", "--root", str(project.root), "--json")  # prepares the data, fetches weights
     shutil.rmtree(project.root / ".regraft" / "features")
     _run(project)
     choice, choosing = project.report("choice.json"), project.report("choice_time.json")["stage_seconds"]
-    chosen = _label(choice["name"], choice["image_size_px"])
+    chosen = choice["label"]
     accuracies, seconds = {}, 0.0
-    for backbone, side in [(row["name"], row["image_size_px"]) for row in choice["ranked"]]:
+    for row in choice["ranked"]:
         shutil.rmtree(project.root / ".regraft" / "features")
-        label = _label(backbone, side)
-        project.change("backbone.name", backbone)
-        project.change("embed.image_size_px", side or "auto")
+        label = row["label"]
+        project.change("backbone.name", row["name"])
+        project.change("embed.image_size_px", row["image_size_px"] or "auto")
         spent, accuracies[label] = _run(project)
         seconds += spent
         print(f"{name} | {label} | {accuracies[label]:.4f} | {spent:.0f}", flush=True)
@@ -70,12 +71,8 @@ def _compare(project: Project, name: str, named: list[str] | None) -> tuple[dict
 def _run(project: Project) -> tuple[float, float]:
     """Run the project; return the seconds and the test measure."""
     seconds, _ = project.run()
-    test = project.report("metrics.json")["test"]
-    return seconds, next(test[key]["value"] for key in ("accuracy", "micro_f1", "r2") if key in test)
-
-
-def _label(name: str, side: int | None) -> str:
-    return f"{name} at {side} px" if side else name
+    metrics = project.report("metrics.json")
+    return seconds, metrics["test"][LEADING[task_of(metrics)]]["value"]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from regraft.settings import (
 from regraft.tuning.batches import Batches
 from regraft.tuning.classifier import load_classifier
 from regraft.tuning.loop import Trainer
-from tasks import backbone, download, embed, finetune, preprocess
+from tasks import backbone, choose, download, embed, finetune, preprocess
 
 SEED = 7
 TIMED_STEPS = 40
@@ -89,10 +89,9 @@ def main() -> None:
 
 def compare(name: str, settings: PretrainSettings, arguments: argparse.Namespace, root: Path) -> None:
     """Pretrain once, then fine-tune pretrained and random weights on a draw of examples for each seed."""
-    first = Paths(root / "pretrained")
-    _, seconds = timed(
-        lambda: backbone.run(BackboneSettings(name=name, mode="pretrain", pretrain=settings), SEED, first)
-    )
+    first, learner = Paths(root / "pretrained"), BackboneSettings(name=name, mode="pretrain", pretrain=settings)
+    choose.run(learner, EmbedSettings(), SEED, first)
+    _, seconds = timed(lambda: backbone.run(learner, SEED, first))
     facts = read_json(first.reports / "pretraining.json")
     loss, measure = facts["held_out_loss"], facts["held_out_measure"]
     print(
@@ -128,6 +127,7 @@ def transferred(settings: BackboneSettings, source: str, seed: int, paths: Paths
     """Run the stages up to fine-tuning; return the accuracy on the test split, averaged over classes."""
     download.run(DownloadSettings(source=source), paths)
     preprocess.run(PreprocessSettings(min_examples_per_class=3), paths)
+    choose.run(settings, EmbedSettings(), seed, paths)
     backbone.run(settings, seed, paths)
     embed.run(EmbedSettings(), paths)
     finetune.run(FinetuneSettings(), seed, paths)
@@ -147,7 +147,7 @@ def speed(name: str, settings: PretrainSettings, root: Path) -> None:
     beginning = shape_of(name, root=root, seed=SEED)
     tokenizer = learn_tokenizer(beginning.backbone, paragraphs, settings.vocabulary_size)
     beginning = with_vocabulary(beginning, tokenizer, SEED)
-    lesson = texts.masked(paragraphs, beginning.backbone, tokenizer, beginning.card, settings, seed=SEED)
+    lesson = texts.masked(paragraphs, beginning, settings, seed=SEED)
     trainer = Trainer(lesson.model, lesson.aim, everything_learns=True)
     optimizer = keras.optimizers.AdamW(1e-4, global_clipnorm=1.0)
     optimizer.build(lesson.model.trainable_variables)

@@ -4,6 +4,7 @@ DVC's Python interface is not officially stable, so it is used here and nowhere 
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -175,6 +176,14 @@ def run_stage(
     for scratch in paths.scratch.glob(f"*{name}-*"):
         shutil.rmtree(scratch, ignore_errors=True)
     return log.exists()
+
+
+def run_before(root: Path, name: str, *, on_line: Callable[[str], None]) -> None:
+    """Run what is stale of the stages that come before `name`; arguments and errors as for `plan` and `run_stage`."""
+    for stage in itertools.takewhile(lambda stage: stage.name != name, plan(root)):
+        if stage.stale and is_stale(root, stage.name):
+            on_line(f"running stage {stage.name}")
+            run_stage(root, stage.name, timeout_s=stage.timeout_s, on_line=on_line)
 
 
 def restore_output(root: Path, output_hash: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,6 @@ Root = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 HERE = Path()
 _PAIRS_SHOWN = 50
-_BEFORE_RANKING = ("download", "preprocess")
 
 
 def main() -> None:
@@ -204,35 +204,25 @@ def rank_backbones(root: Root = HERE, as_json: AsJson = False) -> None:
     paths = Paths(root.resolve())
     settings = load_settings(paths.params)
     with project_lock(paths):
-        for stage in pipeline.plan(paths.root):
-            if stage.name in _BEFORE_RANKING and stage.stale:
-                typer.echo(f"running stage {stage.name}", err=True)
-                pipeline.run_stage(
-                    paths.root, stage.name, timeout_s=stage.timeout_s, on_line=lambda line: typer.echo(line, err=True)
-                )
+        pipeline.run_before(paths.root, "choose", on_line=lambda line: typer.echo(line, err=True))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    with without_noise():
-        from regraft.ranking.contest import FIRST_ROUND, Contest
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        with without_noise():
+            from regraft.ranking.contest import FIRST_ROUND, Contest
 
-        contest = Contest(settings.backbone, settings.embed, settings.seed, paths, scratch=paths.scratch / "rank")
-    ranked = contest.rank(contest.candidates, FIRST_ROUND)
+            contest = Contest(settings.backbone, settings.embed, settings.seed, paths, scratch=Path(folder))
+        ranked = contest.rank(contest.candidates, FIRST_ROUND)
+    objective = contest.objective
     if as_json:
-        _print_json(contest.objective.reported([row.facts() | {"seconds": row.seconds} for row in ranked]))
+        rows = [row.facts() | {"seconds": row.seconds} for row in ranked]
+        _print_json({"loss": objective.loss_name, "measure": objective.measure_name, "ranked": rows})
         return
     from rich.console import Console
     from rich.table import Table
 
-    objective = contest.objective
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (
-        "backbone",
-        "parameters",
-        f"held-out {objective.loss_name}",
-        objective.measure_name,
-        "LogME",
-        "H-score",
-        "s",
-    ):
+    measured = (f"held-out {objective.loss_name}", objective.measure_name, "LogME", "H-score")
+    for heading in ("backbone", "parameters", *measured, "s"):
         table.add_column(heading, justify="left" if heading == "backbone" else "right")
     for row in ranked:
         score = "" if row.h_score is None else f"{row.h_score:.2f}"

@@ -115,7 +115,7 @@ def _candidates(settings: Settings) -> list[str] | None:
     """Return the backbones that `auto` chooses among; None if one is named."""
     if settings.backbone.name != AUTO:
         return None
-    return settings.backbone.candidates or catalogue.at_hand()
+    return settings.backbone.candidates or catalogue.eligible()
 
 
 def _seed_of_weights(settings: Settings) -> int | None:
@@ -134,15 +134,14 @@ def _pretraining(paths: Paths, settings: Settings) -> dict[str, Any] | None:
 
 
 def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:
-    """Return the fingerprint of the preset folder that is named as backbone; of several candidates, that of each."""
-    found: dict[str, Any] = {}
-    for name in settings.backbone.named:
-        if folder := catalogue.preset_folder(name, paths.root):
-            index = paths.state / (
-                "preset-index.json" if len(settings.backbone.named) == 1 else f"preset-{len(found)}.json"
-            )
-            found[name] = sources.parse(f"folder:{folder}", paths.root).fingerprint(index)
-    return found if settings.backbone.name == AUTO and found else next(iter(found.values()), None)
+    """Return the fingerprint of each preset folder among the backbones that settings name; None if there are none."""
+    folders = {name: catalogue.preset_folder(name, paths.root) for name in settings.backbone.named}
+    found = {
+        name: sources.parse(f"folder:{folder}", paths.root).fingerprint(paths.state / f"preset-index-{number}.json")
+        for number, (name, folder) in enumerate(folders.items())
+        if folder
+    }
+    return found or None
 
 
 def code_fingerprint(stage: str) -> dict[str, str]:

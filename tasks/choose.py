@@ -55,13 +55,15 @@ def _by_evidence(backbone: BackboneSettings, embed: EmbedSettings, seed: int, pa
     winner = min(finished, key=lambda candidate: finished[candidate]) if finished else second[0].candidate
     why = contest.why(winner, second, losses)
     log.info("%s", why)
-    reported = contest.objective.reported
     return {
+        "label": winner.label,
         "name": winner.name,
         "image_size_px": winner.image_size_px,
         "by": "evidence",
         "why": why,
         "usual": contest.usual.label,
-        "ranked": reported([row.facts() for row in first]),
-        "finalists": reported([{**row.facts(), "short_run_log_loss": losses.get(row.candidate)} for row in second]),
+        "loss": contest.objective.loss_name,
+        "measure": contest.objective.measure_name,
+        "ranked": [row.facts() for row in first],
+        "finalists": [{**row.facts(), "short_run_loss": losses.get(row.candidate)} for row in second],
     }

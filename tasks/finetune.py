@@ -27,7 +27,7 @@ from regraft.tuning.classifier import Classifier, get_head, graft, save_classifi
 from regraft.tuning.devices import Devices, failures_explained, find_devices
 from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
-from regraft.tuning.recipes import WAYS, Data, Recipe, Way, competitors, epochs_for, from_nothing
+from regraft.tuning.recipes import WAYS, Data, Way, competitors, from_nothing, recipe_for
 from regraft.tuning.solvers import Features
 from regraft.tuning.strategies import Tuned, fine_tune, has_attention, probe_only
 from regraft.tuning.target_scale import Relabelled, TargetScale
@@ -84,7 +84,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     if finetune.strategy == "probe":
         tuned = probe_only(probe, objective)
     else:
-        recipe = _recipe(finetune, seed, len(train), pretrained=pretrained)
+        recipe = recipe_for(finetune, seed, len(train), pretrained=pretrained)
         data = Data(learned, judged, train_features, validation_features, extractor.prepare, classes, objective)
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about, **devices.facts()},
@@ -140,14 +140,6 @@ def _build(
     with devices.scope():
         extractor = extractor_as(backbones, about)
         return extractor, graft(extractor.model, probe.kernel, probe.bias)
-
-
-def _recipe(finetune: FinetuneSettings, seed: int, examples: int, *, pretrained: bool) -> Recipe:
-    """Return what a person set, with the rules for so many training examples in place of `auto`."""
-    by_rule = epochs_for(examples, finetune.batch_size, pretrained=pretrained)
-    epochs = by_rule if finetune.epochs == "auto" else finetune.epochs
-    set_as_they_are = finetune.model_dump(exclude={"strategy", "epochs", "class_weights", "precision"})
-    return Recipe(epochs=epochs, seed=seed, **set_as_they_are)
 
 
 def _ways(finetune: FinetuneSettings, data: Data, model: keras.Model, *, pretrained: bool) -> tuple[Way, ...]:

@@ -10,7 +10,6 @@ import keras_hub
 from ruamel.yaml import YAML
 
 from regraft.backbones import small
-from regraft.errors import BackboneError
 
 ARCHITECTURES = Path(__file__).with_name("architectures.yaml")
 OWN_CLASSES = {"SmallCNN": small.SmallCNN, "SmallRNN": small.SmallRNN}
@@ -23,10 +22,10 @@ class Architecture:
     class_name: str
     config: dict[str, Any]
 
-    def make(self, *, called: str, **changes: Any) -> keras_hub.models.Backbone:
-        """Return a network of this shape but for `changes`, with weights from the generator of the process."""
+    def make(self, *, called: str) -> keras_hub.models.Backbone:
+        """Return a network of this shape, with weights from the generator of the process."""
         made_by = OWN_CLASSES.get(self.class_name) or getattr(keras_hub.models, self.class_name)
-        return made_by(**{**self.config, **changes}, name=called)
+        return made_by(**self.config, name=called)
 
 
 @cache
@@ -36,9 +35,7 @@ def architectures() -> dict[str, Architecture]:
     return {name: Architecture(row["class"], row["config"]) for name, row in rows.items()}
 
 
-def build(
-    name: str, seed: int, *, vocabulary_size: int | None = None, called: str | None = None
-) -> keras_hub.models.Backbone:
+def build(name: str, seed: int) -> keras_hub.models.Backbone:
     """Return a network of the shape that the catalogue's `name` has, with the initial weights that `seed` gives.
 
     Every initialiser draws its seed from the generator of the process, which is seeded here.
@@ -46,17 +43,6 @@ def build(
     Args:
         name: A name in the catalogue.
         seed: The same one gives the same weights, to the bit.
-        vocabulary_size: Of a text network with a tokenizer of other words; None leaves the size it was published with.
-        called: Becomes the Keras model's name; None means `name`.
-
-    Raises:
-        BackboneError: If there is no such name, or a vocabulary's size is given for a network of images.
     """
-    if name not in architectures():
-        raise BackboneError(f"there is no architecture {name!r}. Known: {', '.join(architectures())}.")
-    shape = architectures()[name]
-    if vocabulary_size is not None and "vocabulary_size" not in shape.config:
-        raise BackboneError(f"{name} takes images: it has no vocabulary, so none of {vocabulary_size} tokens.")
-    changes = {} if vocabulary_size is None else {"vocabulary_size": vocabulary_size}
     keras.utils.set_random_seed(seed)
-    return shape.make(called=called or name, **changes)
+    return architectures()[name].make(called=name)

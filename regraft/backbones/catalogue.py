@@ -132,20 +132,29 @@ def at_hand() -> list[str]:
     return [name for name, entry in entries().items() if entry.comes_installed or cached(entry).is_dir()]
 
 
+def eligible() -> list[str]:
+    """Return the backbones that `auto` chooses among if none are named: the first of each kind, and all at hand.
+
+    The first are always among them, or else downloading one would change what there is to choose from.
+    """
+    first = {names("image")[0], names("text")[0]}
+    there = at_hand()
+    return [name for name in entries() if name in first or name in there]
+
+
 def candidates(kind: str, root: Path, *, named: Sequence[str] | None, most: int | None) -> list[str]:
     """Return the backbones to choose among for data of `kind`, the one that would be taken without looking first.
 
     Args:
         kind: Of the data.
         root: What a relative `preset:DIR` is relative to.
-        named: Those that settings name; None for the usual one and all that are at hand.
+        named: Those that settings name; None for the `eligible` ones.
         most: Parameters at most; None for any number. A preset's are not known beforehand.
 
     Raises:
         BackboneError: If a name is unknown, or none is left.
     """
-    usual = names(kind)[:1]
-    wanted = list(dict.fromkeys(named or [*usual, *at_hand()]))
+    wanted = list(dict.fromkeys(named or eligible()))
     fitting = [name for name in wanted if kind_of(name, root) == backbone_kind(kind)]
     within = [name for name in fitting if most is None or name.startswith(PRESET) or find(name).parameters <= most]
     if not within:

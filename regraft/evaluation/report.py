@@ -537,18 +537,9 @@ def _strategies(training: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _backbones(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each backbone that was a candidate, the best probe first; none if the backbone was named."""
-    short_runs = {
-        (row["name"], row["image_size_px"]): next(value for key, value in row.items() if key.startswith("short_run_"))
-        for row in choice.get("finalists", ())
-    }
+    short_runs = {row["label"]: row["short_run_loss"] for row in choice.get("finalists", ())}
     return [
-        {
-            "name": f"{row['name']} at {row['image_size_px']} px" if row["image_size_px"] else row["name"],
-            "loss": next(value for key, value in row.items() if key.startswith("held_out_")),
-            "short_run": short_runs.get((row["name"], row["image_size_px"])),
-            "evidence": row["log_maximum_evidence"],
-            "taken": (row["name"], row["image_size_px"]) == (choice["name"], choice["image_size_px"]),
-        }
+        {**row, "short_run_loss": short_runs.get(row["label"]), "taken": row["label"] == choice["label"]}
         for row in choice.get("ranked", ())
     ]
 

@@ -99,10 +99,10 @@ def pretrain(
                 tokenizer = learn_tokenizer(beginning.backbone, paragraphs, wanted.vocabulary_size)
                 beginning = with_vocabulary(beginning, tokenizer, seed)
             teach_texts = {"masked": texts.masked, "causal": texts.causal}[method]
-            lesson = teach_texts(paragraphs, beginning.backbone, beginning.tokenizer, beginning.card, wanted, seed=seed)
+            lesson = teach_texts(paragraphs, beginning, wanted, seed=seed)
         else:
             teach_pictures = {"supervised": pictures.supervised, "rotation": pictures.rotation}[method]
-            lesson = teach_pictures(source, beginning.backbone, beginning.card, wanted, seed=seed, scratch=copies)
+            lesson = teach_pictures(source, beginning, wanted, seed=seed, scratch=copies)
         trainer = Trainer(lesson.model, lesson.aim, devices=devices, everything_learns=True)
     identity = f"{seed}/{settings.model_dump_json()}/{digest}/{devices.facts()}"
     remedy = "Set a smaller backbone.pretrain.batch_size."

@@ -1,18 +1,16 @@
 """Lessons on pictures: what they show (supervised), or which way up they are (rotation)."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from regraft.backbones.card import Card
+from regraft.backbones.card import Card, sha256
 from regraft.backbones.extractor import DEFAULT_SIZE_PX, image_model, image_preparation
 from regraft.data import fetch
 from regraft.data.against import read_others
@@ -22,13 +20,14 @@ from regraft.data.sources import Source as DataSource
 from regraft.data.splits import assign, place
 from regraft.data.targets import MULTILABEL, REGRESSION
 from regraft.errors import BackboneError, DataError
+from regraft.pretraining.beginning import Beginning
 from regraft.pretraining.lesson import Lesson
 from regraft.settings import PretrainSettings
 from regraft.tuning.augment import augmentation
 from regraft.tuning.batches import Batches, Source
 from regraft.tuning.classifier import graft
 from regraft.tuning.loop import Trainer
-from regraft.tuning.objective import CLASSES, OBJECTIVES
+from regraft.tuning.objective import CLASSES, OBJECTIVES, Objective
 from regraft.tuning.scores import Score
 
 HELD_OUT = 0.1
@@ -37,13 +36,7 @@ STRIDE_PX = 32
 
 
 def supervised(
-    source: DataSource,
-    backbone: keras_hub.models.Backbone,
-    card: Card,
-    settings: PretrainSettings,
-    *,
-    seed: int,
-    scratch: Path,
+    source: DataSource, beginning: Beginning, settings: PretrainSettings, *, seed: int, scratch: Path
 ) -> Lesson:
     """Return the lesson of labelled pictures: which class each is of, or which labels hold.
 
@@ -51,8 +44,7 @@ def supervised(
 
     Args:
         source: Of images.
-        backbone: Takes pictures.
-        card: How they are normalised.
+        beginning: A network that takes pictures.
         settings: As a person set them.
         seed: Of order and augmentation.
         scratch: A folder for copies of the source.
@@ -61,12 +53,9 @@ def supervised(
         DataError: If the source holds no labelled images, or has one class alone.
         BackboneError: If the size of pictures does not fit the network.
     """
-    if fetch.kind_of(source) != "image":
-        raise DataError(f"backbone.pretrain.source: {source.text!r} holds no images, which {card.name} takes.")
-    raw, encoded, prepared = (scratch / name for name in ("source", "encoded", "prepared"))
-    for folder in (raw, encoded):
-        folder.mkdir(parents=True)
-    fetch.fetch(source, raw)
+    raw = _copied(source, beginning.card, scratch)
+    encoded, prepared = scratch / "encoded", scratch / "prepared"
+    encoded.mkdir()
     collection = collect("image", raw, encoded)
     if collection.task == REGRESSION:
         raise DataError(
@@ -86,38 +75,15 @@ def supervised(
         splits = {name: [example for example in everything if chosen[example.id] == name] for name in splits}
     write_prepared(prepared, "image", names, splits, task=collection.task)
     learned, judged = open_split(prepared, "train"), open_split(prepared, "validation")
-    objective = OBJECTIVES[learned.task]
-    sizes = _sizes(backbone, card, settings)
-    features = _features(backbone, card, sizes)
-    kernel = np.zeros((features.output_shape[-1], len(names)), np.float32)
-    given = _given(learned, settings, seed, sizes)
-    seen = _judged(judged, settings, seed, sizes)
-
-    def judge(trainer: Trainer) -> Score:
-        return objective.score(trainer.logits(seen.in_order()), judged.labels)
-
-    return Lesson(
-        model=graft(features, kernel, kernel[0]),
-        aim=objective,
-        steps_per_epoch=given[sizes[0]].steps_per_epoch,
-        sizes=sizes,
-        batches=lambda size, epoch, taken: given[size].training(epoch, taken),
-        judge=judge,
-        unit="images",
-        held_out=len(judged),
-        seen=learned.ids,
+    return _lesson(
+        learned, judged, beginning, settings,
+        seed=seed, aim=OBJECTIVES[learned.task], outputs=len(names), answers=judged.labels, seen=learned.ids,
         facts={"classes": len(names), "examples": len(learned)},
-    )
+    )  # fmt: skip
 
 
 def rotation(
-    source: DataSource,
-    backbone: keras_hub.models.Backbone,
-    card: Card,
-    settings: PretrainSettings,
-    *,
-    seed: int,
-    scratch: Path,
+    source: DataSource, beginning: Beginning, settings: PretrainSettings, *, seed: int, scratch: Path
 ) -> Lesson:
     """Return the lesson of unlabelled pictures: by how many quarters each was turned.
 
@@ -125,8 +91,7 @@ def rotation(
 
     Args:
         source: Of images, with or without labels, which are not looked at.
-        backbone: See `supervised`; so for the others.
-        card: See there.
+        beginning: See `supervised`; so for the others.
         settings: See there.
         seed: Also of the turns.
         scratch: See there.
@@ -135,13 +100,9 @@ def rotation(
         DataError: If the source holds fewer than two images.
         BackboneError: See `supervised`.
     """
-    if fetch.kind_of(source) != "image":
-        raise DataError(f"backbone.pretrain.source: {source.text!r} holds no images, which {card.name} takes.")
-    raw = scratch / "source"
-    raw.mkdir(parents=True)
-    fetch.fetch(source, raw)
+    raw = _copied(source, beginning.card, scratch)
     found = [Path(str(content)) for content in read_others("image", raw, None).contents]
-    named = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in found}  # copies count once
+    named = {sha256(path): path for path in found}  # copies count once
     readable = {name: named[name] for name in sorted(named, key=place) if tensorflow_reads(named[name].read_bytes())}
     names = list(readable)
     held_out = max(1, sum(place(name) < HELD_OUT for name in names))
@@ -152,34 +113,73 @@ def rotation(
         )
     learned = _Files([readable[name] for name in names[held_out:]])
     judged = _Files([readable[name] for name in names[:held_out]])
-    sizes = _sizes(backbone, card, settings)
-    features = _features(backbone, card, sizes)
-    kernel = np.zeros((features.output_shape[-1], TURNS), np.float32)
-    given = {
-        size: replace(batches, vary_batch=_turn) for size, batches in _given(learned, settings, seed, sizes).items()
-    }
-    seen = _judged(judged, settings, seed, sizes)
-    turns = np.arange(held_out) % TURNS
+    return _lesson(
+        learned, judged, beginning, settings,
+        seed=seed, aim=CLASSES, outputs=TURNS, answers=np.arange(held_out) % TURNS, seen=names[held_out:],
+        facts={"examples": len(learned.labels)}, turns=True,
+    )  # fmt: skip
 
-    def turned() -> Iterator[tuple[Any, Any]]:
-        for number, (images, labels) in enumerate(seen.in_order()):
-            first = number * seen.batch_size
-            yield _turned(images, tf.constant(turns[first : first + len(labels)])), labels
+
+def _copied(source: DataSource, card: Card, scratch: Path) -> Path:
+    """Return a folder in `scratch` with the images of `source`, as they came.
+
+    Raises:
+        DataError: If it holds none.
+    """
+    if fetch.kind_of(source) != "image":
+        raise DataError(f"backbone.pretrain.source: {source.text!r} holds no images, which {card.name} takes.")
+    raw = scratch / "source"
+    raw.mkdir(parents=True)
+    fetch.fetch(source, raw)
+    return raw
+
+
+def _lesson(
+    learned: Source,
+    judged: Source,
+    beginning: Beginning,
+    settings: PretrainSettings,
+    *,
+    seed: int,
+    aim: Objective,
+    outputs: int,
+    answers: NDArray[Any],
+    seen: Sequence[str],
+    facts: dict[str, Any],
+    turns: bool = False,
+) -> Lesson:
+    """Return the lesson of pictures whose answers are their labels, or, with `turns`, how they are turned.
+
+    `answers` are those of `judged`.
+    """
+    backbone, card = beginning.backbone, beginning.card
+    small, full = sizes = _sizes(backbone, card, settings)
+    features = image_model(backbone, card, full if small == full else None)
+    kernel = np.zeros((features.output_shape[-1], outputs), np.float32)
+    given = {
+        size: Batches(
+            learned, np.arange(len(learned.labels)), image_preparation(size), settings.batch_size, seed,
+            augment=augmentation(flip=True), vary_batch=_turn if turns else None,
+        )
+        for size in set(sizes)
+    }  # fmt: skip
+    shown = Batches(judged, np.arange(len(judged.labels)), image_preparation(full), settings.batch_size, seed)
 
     def judge(trainer: Trainer) -> Score:
-        return CLASSES.score(trainer.logits(turned()), turns)
+        batches = _turned_by(answers, shown) if turns else shown.in_order()
+        return aim.score(trainer.logits(batches), answers)
 
     return Lesson(
         model=graft(features, kernel, kernel[0]),
-        aim=CLASSES,
-        steps_per_epoch=given[sizes[0]].steps_per_epoch,
+        aim=aim,
+        steps_per_epoch=given[full].steps_per_epoch,
         sizes=sizes,
         batches=lambda size, epoch, taken: given[size].training(epoch, taken),
         judge=judge,
         unit="images",
-        held_out=held_out,
-        seen=names[held_out:],
-        facts={"examples": len(learned.labels)},
+        held_out=len(answers),
+        seen=seen,
+        facts=facts,
     )
 
 
@@ -203,6 +203,12 @@ def _turn(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Ten
     return _turned(images, turns), turns
 
 
+def _turned_by(turns: NDArray[Any], batches: Batches) -> Iterator[tuple[Any, Any]]:
+    for number, (images, labels) in enumerate(batches.in_order()):
+        first = number * batches.batch_size
+        yield _turned(images, tf.constant(turns[first : first + len(labels)])), labels
+
+
 def _turned(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     """Return square `images` (batch, side, side, 3), each turned by as many quarters as `turns` (batch,) says."""
     ways = tf.stack([tf.image.rot90(images, quarters) for quarters in range(TURNS)], axis=1)
@@ -220,21 +226,3 @@ def _sizes(backbone: keras_hub.models.Backbone, card: Card, settings: PretrainSe
     if fixed is not None or not settings.progressive:
         return full, full
     return min(full, max(STRIDE_PX, STRIDE_PX * round(2 * full / 3 / STRIDE_PX))), full
-
-
-def _features(backbone: keras_hub.models.Backbone, card: Card, sizes: tuple[int, int]) -> keras.Model:
-    return image_model(backbone, card, sizes[1] if sizes[0] == sizes[1] else None)
-
-
-def _given(source: Source, settings: PretrainSettings, seed: int, sizes: tuple[int, int]) -> dict[int, Batches]:
-    """Return the training batches of each size."""
-    rows, vary = np.arange(len(source.labels)), augmentation(flip=True)
-    return {
-        size: Batches(source, rows, image_preparation(size), settings.batch_size, seed, augment=vary)
-        for size in set(sizes)
-    }
-
-
-def _judged(source: Source, settings: PretrainSettings, seed: int, sizes: tuple[int, int]) -> Batches:
-    rows = np.arange(len(source.labels))
-    return Batches(source, rows, image_preparation(sizes[1]), settings.batch_size, seed)

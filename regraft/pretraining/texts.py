@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from regraft.backbones.card import Card
 from regraft.data.splits import place
 from regraft.errors import BackboneError, DataError
+from regraft.pretraining.beginning import Beginning
 from regraft.pretraining.lesson import Lesson
 from regraft.settings import PretrainSettings
 from regraft.tuning.loop import Trainer
@@ -62,24 +62,14 @@ class NextToken(Aim):
 TOKENS = NextToken()
 
 
-def masked(
-    paragraphs: Sequence[str],
-    backbone: keras_hub.models.Backbone,
-    tokenizer: Any,
-    card: Card,
-    settings: PretrainSettings,
-    *,
-    seed: int,
-) -> Lesson:
+def masked(paragraphs: Sequence[str], beginning: Beginning, settings: PretrainSettings, *, seed: int) -> Lesson:
     """Return the lesson of hidden tokens: 15% are to be guessed, of which 80% are hidden and 10% replaced by others.
 
     Which ones is drawn anew in every epoch. Source: Devlin et al., 2018, section 3.1 (arXiv:1810.04805).
 
     Args:
         paragraphs: The text.
-        backbone: Sees a sequence as a whole.
-        tokenizer: That of `backbone`.
-        card: Of `backbone`.
+        beginning: A network that sees a sequence as a whole, and its tokenizer.
         settings: As a person set them.
         seed: Of order and of what is hidden.
 
@@ -87,6 +77,7 @@ def masked(
         DataError: If there is too little text.
         BackboneError: If sequences are longer than the network takes.
     """
+    backbone, tokenizer = beginning.backbone, beginning.tokenizer
     hidden = getattr(tokenizer, "mask_token_id", None)
     special = Special(
         start=(tokenizer.cls_token_id,),
@@ -111,27 +102,19 @@ def masked(
     def ask(tokens: Tokens, generator: np.random.Generator) -> Inputs:
         return hide(tokens, generator, special=special, words=words)
 
-    return _lesson(paragraphs, backbone, tokenizer, card, settings, special=special, losses=losses, ask=ask, seed=seed)
+    return _lesson(paragraphs, beginning, settings, special=special, losses=losses, ask=ask, seed=seed)
 
 
-def causal(
-    paragraphs: Sequence[str],
-    backbone: keras_hub.models.Backbone,
-    tokenizer: Any,
-    card: Card,
-    settings: PretrainSettings,
-    *,
-    seed: int,
-) -> Lesson:
+def causal(paragraphs: Sequence[str], beginning: Beginning, settings: PretrainSettings, *, seed: int) -> Lesson:
     """Return the lesson of the next token, for networks that see only what came before.
 
     Source: Radford et al., 2019, Language Models are Unsupervised Multitask Learners. Arguments and errors as for
     `masked`.
     """
-    special = Special(start=(), end=tokenizer.end_token_id, mask=-1, others=())
+    special = Special(start=(), end=beginning.tokenizer.end_token_id, mask=-1, others=())
 
     def losses(sequence: Any, places: Any, answers: Any, counted: Any) -> Any:
-        logits = backbone.token_embedding(sequence, reverse=True)
+        logits = beginning.backbone.token_embedding(sequence, reverse=True)
         return TokenLosses(name="losses")(logits, answers, counted)
 
     def ask(tokens: Tokens, generator: np.random.Generator) -> Inputs:
@@ -140,7 +123,7 @@ def causal(
         counted[:, -1] = 0.0
         return {"token_ids": tokens, "places": np.zeros_like(tokens), "answers": answers, "counted": counted}
 
-    return _lesson(paragraphs, backbone, tokenizer, card, settings, special=special, losses=losses, ask=ask, seed=seed)
+    return _lesson(paragraphs, beginning, settings, special=special, losses=losses, ask=ask, seed=seed)
 
 
 def hide(tokens: Tokens, generator: np.random.Generator, *, special: Special, words: int) -> Inputs:
@@ -202,9 +185,7 @@ class TokenLosses(keras.layers.Layer):
 
 def _lesson(
     paragraphs: Sequence[str],
-    backbone: keras_hub.models.Backbone,
-    tokenizer: Any,
-    card: Card,
+    beginning: Beginning,
     settings: PretrainSettings,
     *,
     special: Special,
@@ -212,10 +193,13 @@ def _lesson(
     ask: Callable[[Tokens, np.random.Generator], Inputs],
     seed: int,
 ) -> Lesson:
+    backbone, tokenizer = beginning.backbone, beginning.tokenizer
     longest = getattr(backbone, "max_sequence_length", None)
     full = settings.max_tokens
     if longest is not None and full > longest:
-        raise BackboneError(f"backbone.pretrain.max_tokens is {full}, and {card.name} takes at most {longest}.")
+        raise BackboneError(
+            f"backbone.pretrain.max_tokens is {full}, and {beginning.card.name} takes at most {longest}."
+        )
     short = max(8, full // 2) if settings.progressive else full
     parts = _held_out(paragraphs)
     learned, judged = (_stream(part, tokenizer, special) for part in parts)

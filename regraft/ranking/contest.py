@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -17,18 +19,19 @@ from regraft.data.records import open_split, read_info
 from regraft.data.targets import REGRESSION
 from regraft.files import read_json
 from regraft.paths import Paths
-from regraft.ranking.rank import Candidate, Evidence, Sample, image_sizes, rank, take_sample
-from regraft.settings import BackboneSettings, EmbedSettings
+from regraft.ranking.rank import Candidate, Evidence, Sample, gather_evidence, image_sizes, take_sample
+from regraft.settings import BackboneSettings, EmbedSettings, FinetuneSettings
 from regraft.tuning.classifier import graft
 from regraft.tuning.objective import OBJECTIVES
-from regraft.tuning.recipes import WAYS, Data, Recipe, epochs_for, from_nothing
+from regraft.tuning.recipes import WAYS, Data, from_nothing, recipe_for
 from regraft.tuning.strategies import try_out
 from regraft.tuning.target_scale import TargetScale
+
+log = logging.getLogger(__name__)
 
 # Training examples that all candidates are ranked by, and those that judge the finalists. With 1,000 the standard error
 # of an accuracy near 0.9 is a point, and embedding them takes seconds to a minute.
 FIRST_ROUND, SECOND_ROUND = 1_000, 4_000
-BATCH_SIZE = 32  # of short runs
 VALIDATION_SHARE = 0.5  # at most so many validation examples for one of training
 
 
@@ -61,21 +64,39 @@ class Contest:
         self._labels = {
             name: scale.apply(split.labels) if scale else split.labels for name, split in self._splits.items()
         }
-        names = catalogue.candidates(self._kind, paths.root, named=backbone.candidates, most=backbone.max_parameters)
-        self.candidates = [candidate for name in names for candidate in self._at_sizes(name)]
+        self._known: dict[tuple[Any, ...], Evidence] = {}
+        self._names = catalogue.candidates(
+            self._kind, paths.root, named=backbone.candidates, most=backbone.max_parameters
+        )
+        self.candidates = [candidate for name in self._names for candidate in self._at_sizes(name)]
         self.usual = self.candidates[0]
 
     def rank(self, candidates: Sequence[Candidate], examples: int) -> list[Evidence]:
-        """Return the evidence for `candidates` on about so many training examples, best first."""
-        return rank(
-            candidates,
-            self._load,
-            self._samples(examples),
-            classes=self._classes,
-            objective=self.objective,
-            cache=self._paths.feature_cache,
-            batch_size=self._embed.batch_size,
-        )
+        """Return the evidence for `candidates` on about so many training examples, best first.
+
+        Where the data has no more examples than an earlier round took, that round's evidence stands.
+        """
+        samples = self._samples(examples)
+        found = []
+        for number, candidate in enumerate(candidates):
+            key = (candidate, *(len(sample.rows) for sample in samples.values()))
+            if key not in self._known:
+                self._known[key] = gather_evidence(
+                    candidate,
+                    self._load(candidate),
+                    samples,
+                    classes=self._classes,
+                    objective=self.objective,
+                    cache=self._paths.feature_cache,
+                    batch_size=self._embed.batch_size,
+                )
+                log.info(
+                    "%d of %d, %s: held-out %s of the probe %.4f, LogME %.4f", number + 1, len(candidates),
+                    candidate.label, self.objective.loss_name, self._known[key].held_out_loss,
+                    self._known[key].log_maximum_evidence,
+                )  # fmt: skip
+            found.append(self._known[key])
+        return sorted(found, key=lambda evidence: (evidence.held_out_loss, evidence.candidate.label))
 
     def short_run(self, evidence: Evidence, examples: int) -> float | None:
         """Return the held-out loss after a short run of fine-tuning on the sample of `evidence`; None if it diverged.
@@ -89,10 +110,7 @@ class Contest:
             train, validation, evidence.features["train"], evidence.features["validation"], extractor.prepare,
             self._classes, self.objective,
         )  # fmt: skip
-        recipe = Recipe(
-            epochs=epochs_for(len(train.rows), BATCH_SIZE, pretrained=pretrained),
-            batch_size=BATCH_SIZE, learning_rate="auto", patience_epochs=2, augment=False, seed=self._seed,
-        )  # fmt: skip
+        recipe = recipe_for(FinetuneSettings(augment=False), self._seed, len(train.rows), pretrained=pretrained)
         facts = json.dumps([evidence.facts(), train.ids, validation.ids], sort_keys=True)
         identity = hashlib.sha256(facts.encode()).hexdigest()
         way = WAYS["lp_ft"] if pretrained else from_nothing(WAYS["lp_ft"])
@@ -137,7 +155,7 @@ class Contest:
 
     def _stored(self, name: str) -> Path:
         """Return the folder that holds the backbone called `name`, fetched if it is not there."""
-        folder = self._scratch / "backbones" / name.replace("/", "_")
+        folder = self._scratch / "backbones" / str(self._names.index(name))
         if not folder.is_dir():
             fetch(name, folder, root=self._paths.root, seed=self._seed)
         return folder

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from regraft.data.targets import CLASSIFICATION, REGRESSION
 from regraft.errors import TrainingError
+from regraft.settings import FinetuneSettings
 from regraft.tuning.batches import Source
 from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.solvers import Features
@@ -146,6 +147,14 @@ def epochs_for(examples: int, batch_size: int, *, pretrained: bool = True) -> in
     least, most = (LEAST_STEPS, MOST_EPOCHS) if pretrained else (STEPS_FROM_NOTHING, MOST_EPOCHS_FROM_NOTHING)
     steps = max(1, examples // batch_size)
     return min(most, max(FEWEST_EPOCHS, -(-least // steps)))
+
+
+def recipe_for(settings: FinetuneSettings, seed: int, examples: int, *, pretrained: bool) -> Recipe:
+    """Return what a person set, with the rules for so many training examples in place of `auto`."""
+    by_rule = epochs_for(examples, settings.batch_size, pretrained=pretrained)
+    epochs = by_rule if settings.epochs == "auto" else settings.epochs
+    set_as_they_are = settings.model_dump(exclude={"strategy", "epochs", "class_weights", "precision"})
+    return Recipe(epochs=epochs, seed=seed, **set_as_they_are)
 
 
 def from_nothing(way: Way) -> Way:

@@ -5,6 +5,7 @@ import os
 import pickle
 from pathlib import Path
 
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -48,8 +49,8 @@ def test_lite0_computes_what_its_definition_says(lite0, lite0_tensors, side_px):
 
 
 def test_even_padding_would_give_another_network(lite0_tensors):
-    lite0 = architectures()["efficientnet_lite0_imagenet"]
-    shifted = lite0.make(called="shifted", stackwise_block_types=["v1"] * 7)
+    config = architectures()["efficientnet_lite0_imagenet"].config | {"stackwise_block_types": ["v1"] * 7}
+    shifted = keras_hub.models.EfficientNetBackbone(**config, name="shifted")
     convert.load_efficientnet(shifted, lite0_tensors)
     images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3))
     difference = np.abs(shifted.predict(images.astype("float32"), verbose=0) - lite0_feature_map(lite0_tensors, images))

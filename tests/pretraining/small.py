@@ -17,28 +17,15 @@ def write_book(folder):
     (folder / "book.txt").write_text("\n\n".join(BOOK), "utf-8")
 
 
+SHAPE = {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "intermediate_dim": 64, "max_sequence_length": 32}
+
+
 def tiny_bert(vocabulary_size=400):
-    return keras_hub.models.BertBackbone(
-        vocabulary_size=vocabulary_size,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=32,
-        intermediate_dim=64,
-        max_sequence_length=32,
-        name="bert",
-    )
+    return keras_hub.models.BertBackbone(vocabulary_size, **SHAPE, name="bert")
 
 
 def tiny_gpt2(vocabulary_size=400):
-    return keras_hub.models.GPT2Backbone(
-        vocabulary_size=vocabulary_size,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=32,
-        intermediate_dim=64,
-        max_sequence_length=32,
-        name="gpt2",
-    )
+    return keras_hub.models.GPT2Backbone(vocabulary_size, **SHAPE, name="gpt2")
 
 
 def write_preset(network, folder):

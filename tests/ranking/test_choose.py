@@ -1,5 +1,6 @@
 """The stage choose: which of several backbones, on whose word, and what it says about it."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import keras_hub
 import numpy as np
 import pytest
 
+from regraft.backbones import catalogue
 from regraft.data.records import Example, write_prepared
 from regraft.errors import BackboneError
 from regraft.files import write_json
@@ -67,10 +69,10 @@ def test_the_backbone_that_sees_something_is_chosen_over_the_usual_one_that_does
     assert choice["usual"] == names[0]
     assert [row["name"] for row in choice["ranked"]] == names[::-1]
     words, blind = choice["finalists"]
-    assert words["held_out_log_loss"] < blind["held_out_log_loss"] == pytest.approx(np.log(2.0), abs=0.02)
+    assert words["held_out_loss"] < blind["held_out_loss"] == pytest.approx(np.log(2.0), abs=0.02)
     assert words["log_maximum_evidence"] > blind["log_maximum_evidence"]
     assert words["h_score"] > blind["h_score"]
-    assert words["short_run_log_loss"] < blind["short_run_log_loss"]
+    assert words["short_run_loss"] < blind["short_run_loss"]
     assert "which would be taken without looking" in choice["why"]
 
     first = project.choice.read_bytes()
@@ -95,11 +97,21 @@ def test_sizes_around_the_rule_are_tried(by_rule, native, sizes):
     assert image_sizes(by_rule, native) == sizes
 
 
+def test_what_there_is_to_choose_from_stays_the_same_when_the_usual_one_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path))
+    before = catalogue.eligible()
+    assert "all_minilm_l6_v2" in before
+    assert "all_minilm_l6_v2" not in catalogue.at_hand()
+    catalogue.cached(catalogue.find("all_minilm_l6_v2")).mkdir(parents=True)
+    assert "all_minilm_l6_v2" in catalogue.at_hand()
+    assert catalogue.eligible() == before
+
+
 class Ids:
     kind = "text"
 
     def __init__(self, count):
-        self.ids = [str(number) for number in range(count)]
+        self.ids = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
 
 
 def test_a_sample_has_its_share_of_every_class_and_stays_as_data_grows():
