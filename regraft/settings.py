@@ -11,7 +11,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -35,6 +34,14 @@ Metric = Literal[
     "r2", "pearson", "spearman", "rmse", "mae", "mse",
 ]  # fmt: skip
 AUTO = "auto"
+# What changes nothing by strategy: `probe` trains no network, `gradual` and `lora` have rates of their own by layer,
+# `contrastive` learns from whole batches of pairs, whose labels are not classes.
+IDLE_OPTIONS = {
+    "probe": ("layer_decay", "l2_sp", "label_smoothing", "mixup", "soup", "budget_s", "accumulate"),
+    "gradual": ("layer_decay",),
+    "lora": ("layer_decay",),
+    "contrastive": ("label_smoothing", "mixup", "accumulate"),
+}
 UNBOUNDED_METRICS = ("rmse", "mae", "mse")
 
 
@@ -164,12 +171,17 @@ class FinetuneSettings(Section):
     accumulate: Annotated[int, Field(ge=1)] = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
-    @field_validator("accumulate")
-    @classmethod
-    def _pairs_need_whole_batches(cls, accumulate: int, others: ValidationInfo) -> int:
-        if accumulate > 1 and others.data.get("strategy") == "contrastive":
-            raise ValueError("must be 1 with strategy contrastive, which compares all examples of a batch")
-        return accumulate
+    @model_validator(mode="after")
+    def _no_option_is_idle(self) -> "FinetuneSettings":
+        """A setting that would do nothing is a mistake of whoever set it, and is told before anything runs."""
+        for option in IDLE_OPTIONS.get(self.strategy, ()):
+            value, usual = getattr(self, option), type(self).model_fields[option].default
+            if value != usual:
+                shown = "null" if usual is None else str(usual).lower()
+                raise ValueError(
+                    f"{option} has no meaning with strategy {self.strategy}: set it to {shown} (got {value})"
+                )
+        return self
 
 
 class EvaluateSettings(Section):

@@ -106,6 +106,22 @@ def test_only_an_error_in_the_unit_of_the_target_may_have_a_minimum_or_tolerance
             assert f"for the metric {metric}" in message
 
 
+@pytest.mark.parametrize(
+    ("strategy", "option", "usual"),
+    [
+        ("probe", "mixup: 0.2", "set it to 0.0 (got 0.2)"),
+        ("probe", "soup: true", "set it to false (got True)"),
+        ("probe", "budget_s: 60", "set it to null (got 60.0)"),
+        ("lora", "layer_decay: 0.9", "set it to 1.0 (got 0.9)"),
+        ("contrastive", "label_smoothing: 0.1", "set it to 0.0 (got 0.1)"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, strategy, option, usual):
+    said = problems(tmp_path, f"name: a\nfinetune: {{strategy: {strategy}, {option}}}")
+    assert f"{option.partition(':')[0]} has no meaning with strategy {strategy}: {usual}" in said
+    assert load(tmp_path, f"name: a\nfinetune: {{strategy: lp_ft, {option}}}").finetune.strategy == "lp_ft"
+
+
 def test_a_setting_of_two_types_is_one_problem_without_a_word_of_python(tmp_path):
     said = problems(tmp_path, "name: a\nfinetune: {learning_rate: fast}\nembed: {audio_seconds: -1}")
     assert "has 2 invalid setting(s)" in said

@@ -215,10 +215,6 @@ def refuse_what_does_not_fit(ways: Sequence[Way], data: Data, recipe: Recipe) ->
         raise TrainingError("finetune.label_smoothing is for classes and labels; these are real values. Set it to 0.")
     if recipe.mixup and kind == "text":
         raise TrainingError("finetune.mixup is for images and recordings; texts cannot be mixed. Set it to 0.")
-    if recipe.label_smoothing and all(way.contrastive for way in ways):
-        raise TrainingError(
-            "finetune.label_smoothing has no meaning for strategy: contrastive, which learns from pairs. Set it to 0."
-        )
 
 
 def competitors(data: Data, *, has_attention: bool, accumulate: int = 1) -> tuple[Way, ...]:

@@ -87,7 +87,7 @@ def test_parts_of_a_batch_are_as_equal_as_can_be_and_leave_no_row_out():
 
 
 def test_contrastive_learning_refuses_slices_in_a_sentence():
-    with pytest.raises(ValueError, match="must be 1 with strategy contrastive, which compares all examples"):
+    with pytest.raises(ValueError, match="accumulate has no meaning with strategy contrastive: set it to 1"):
         FinetuneSettings(strategy="contrastive", accumulate=2)
     with pytest.raises(ValueError, match="compares all examples of a batch: accumulate must be 1, got 2"):
         Trainer(network(ONE_DEVICE), LIKENESS, accumulate=2)

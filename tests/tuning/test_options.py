@@ -142,7 +142,6 @@ def data(kind, task):
     [
         ("image", "regression", "lp_ft", {"label_smoothing": 0.1}, r"label_smoothing is for classes and labels"),
         ("text", "classification", "lp_ft", {"mixup": 0.2}, r"mixup is for images and recordings"),
-        ("text", "classification", "contrastive", {"label_smoothing": 0.1}, r"no meaning for strategy: contrastive"),
         ("audio", "classification", "contrastive", {}, r"contrastive is for texts with one class each; this is audio"),
         ("text", "multilabel", "contrastive", {}, r"this is text with multilabel"),
     ],
