@@ -173,10 +173,11 @@ class FinetuneSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How the test number and its interval are computed."""
+    """How the test number and its interval are computed, and what the model's answers promise."""
 
     bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
     interval: Annotated[Number, Field(gt=0.5, lt=1.0)] = 0.95
+    coverage: Annotated[Number, Field(ge=0.5, lt=1.0)] = 0.9
 
 
 class PromoteSettings(Section):

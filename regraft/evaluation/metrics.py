@@ -7,6 +7,8 @@ import numpy as np
 from scipy import sparse
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from regraft.evaluation.resampling import central, share_with_interval
+
 METRICS = ("accuracy", "precision", "recall", "f1")
 _VALUES_AT_ONCE = 4_000_000
 
@@ -56,14 +58,12 @@ def classification_metrics(
         "f1": f1[present].mean(),
     }
     resampled = _resample((labels, predicted), classes=classes, samples=samples, seed=seed)[0]
-    ends = {name: _percentiles(scores, interval) for name, scores in resampled.items()}
-    bound = ((1.0 - interval) / 2.0) ** (1.0 / len(labels))
-    if values["accuracy"] == 1.0:
-        ends = dict.fromkeys(METRICS, (bound, 1.0))
-    elif values["accuracy"] == 0.0:
-        ends = dict.fromkeys(METRICS, (0.0, 1.0 - bound))
+    ends = {name: central(scores, interval) for name, scores in resampled.items()}
+    if values["accuracy"] in (0.0, 1.0):
+        bounds = share_with_interval(round(values["accuracy"] * len(labels)), len(labels), interval)
+        ends = {name: {"low": bounds["low"], "high": bounds["high"]} for name in METRICS}
     return {
-        **{name: {"value": float(values[name]), "low": ends[name][0], "high": ends[name][1]} for name in METRICS},
+        **{name: {"value": float(values[name]), **ends[name]} for name in METRICS},
         "per_class": {
             name: {
                 "precision": float(precision[index]),
@@ -111,8 +111,8 @@ def paired_gain(
     )
     gains = {}
     for name in METRICS:
-        low, high = _percentiles(ours_resampled[name] - theirs_resampled[name], interval)
-        gains[name] = {"value": float(ours[name][0] - theirs[name][0]), "low": low, "high": high}
+        difference = ours_resampled[name] - theirs_resampled[name]
+        gains[name] = {"value": float(ours[name][0] - theirs[name][0]), **central(difference, interval)}
     return gains
 
 
@@ -171,10 +171,3 @@ def _sum_by_class(weights: np.ndarray, classes_of_cells: np.ndarray, classes: in
         (np.ones(cells, np.int64), (classes_of_cells, np.arange(cells))), shape=(classes, cells)
     )
     return np.asarray((membership @ weights.T).T)
-
-
-def _percentiles(scores: np.ndarray, interval: float) -> tuple[float, float]:
-    """Return the ends of the central percentile interval (Efron & Tibshirani, 1993, section 13.3)."""
-    tail = (1.0 - interval) / 2.0
-    low, high = np.quantile(scores, [tail, 1.0 - tail])
-    return float(low), float(high)
