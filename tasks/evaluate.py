@@ -19,6 +19,7 @@ from regraft.errors import TrainingError
 from regraft.evaluation import certainty, columns
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import Mistake, to_png
+from regraft.evaluation.probabilities import probability_metrics
 from regraft.evaluation.report import PAIRS_SHOWN, Facts, Pairs, Shown, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
 from regraft.files import read_json, replace_directory, write_json, write_text
@@ -76,6 +77,11 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     probe = np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias
     judged = _judge_classes if test.task == CLASSIFICATION else _judge_columns
     outcome = judged(open_split(paths.prepared, "train"), test, answers, probe, evaluate=evaluate, seed=seed)
+    if test.task != REGRESSION:
+        outcome.metrics["test"] |= probability_metrics(
+            test.task, test.labels, answers, test.class_names, samples=evaluate.bootstrap_samples,
+            interval=evaluate.interval, seed=seed,
+        )  # fmt: skip
     metrics = {
         "shipped": classifier.shipped,
         "task": classifier.task,

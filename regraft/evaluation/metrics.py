@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
 
 from regraft.evaluation.resampling import central, share_with_interval
 
-METRICS = ("accuracy", "precision", "recall", "f1")
+METRICS = ("accuracy", "precision", "recall", "f1", "balanced_accuracy", "mcc")
 _VALUES_AT_ONCE = 4_000_000
 
 
@@ -24,8 +24,9 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Return accuracy, macro precision, recall and F1 with intervals, the same per class, and the confusion matrix.
 
-    Macro averages run over the classes that have an example in `labels`; a class never predicted has
-    precision 0.
+    Macro averages run over the classes that have an example in `labels`; a class never predicted has precision 0.
+    Balanced accuracy is the macro recall by the name that people look for; `mcc` is Matthews' correlation of what is
+    true and what is answered, in [-1, 1], and 0 where one of them is always the same (Gorodkin, 2004).
 
     Args:
         labels: True classes, int64 in [0, classes), shape (N,), N >= 1.
@@ -37,8 +38,8 @@ def classification_metrics(
 
     Returns:
         {"accuracy": {"value", "low", "high"}, "precision": ..., "recall": ..., "f1": ...,
-        "per_class": {name: {"precision", "recall", "f1", "examples"}}, "confusion": rows are true classes,
-        "examples": N}. When all answers are right (or all wrong) resampling cannot tell how sure that is; the exact
+        "balanced_accuracy": ..., "mcc": ..., "per_class": {name: {"precision", "recall", "f1", "examples"}},
+        "confusion": rows are true classes, "examples": N}. When all answers are right (or all wrong) resampling cannot tell how sure that is; the exact
         binomial bound of the accuracy (Clopper & Pearson, 1934) then stands in for the missing end of all intervals.
 
     Raises:
@@ -56,6 +57,8 @@ def classification_metrics(
         "precision": precision[present].mean(),
         "recall": recall[present].mean(),
         "f1": f1[present].mean(),
+        "balanced_accuracy": recall[present].mean(),
+        "mcc": matthews_corrcoef(labels, predicted),
     }
     resampled = _resample((labels, predicted), classes=classes, samples=samples, seed=seed)[0]
     ends = {name: central(scores, interval) for name, scores in resampled.items()}
@@ -161,7 +164,17 @@ def _scores(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray, clas
         "precision": (precision * present).sum(axis=1) / there,
         "recall": recall.sum(axis=1) / there,
         "f1": f1.sum(axis=1) / there,
+        "balanced_accuracy": recall.sum(axis=1) / there,
+        "mcc": _matthews(right.sum(axis=1), support, chosen),
     }
+
+
+def _matthews(right: np.ndarray, support: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return Matthews' correlation, shape (S,), of right answers (S,), and of classes true and given, (S, classes)."""
+    total = support.sum(axis=1).astype(np.float64)
+    shared = right * total - (support * chosen).sum(axis=1)
+    spread = (total**2 - (support**2).sum(axis=1)) * (total**2 - (chosen**2).sum(axis=1))
+    return np.divide(shared, np.sqrt(spread), out=np.zeros(len(total)), where=spread > 0)
 
 
 def _sum_by_class(weights: np.ndarray, classes_of_cells: np.ndarray, classes: int) -> np.ndarray:

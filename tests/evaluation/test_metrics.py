@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from regraft.evaluation.metrics import classification_metrics, most_frequent_confusions, paired_gain
 
@@ -42,7 +42,10 @@ def test_intervals_are_those_of_drawing_examples_again_and_again():
     draws = random.integers(0, 150, (4000, 150))
     accuracies = (labels == predicted)[draws].mean(axis=1)
     f1s = [f1_score(labels[draw], predicted[draw], average="macro") for draw in draws[:1500]]
-    for name, scores in (("accuracy", accuracies), ("f1", f1s)):
+    matthews = [matthews_corrcoef(labels[draw], predicted[draw]) for draw in draws[:1500]]
+    assert metrics["mcc"]["value"] == pytest.approx(matthews_corrcoef(labels, predicted))
+    assert metrics["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    for name, scores in (("accuracy", accuracies), ("f1", f1s), ("mcc", matthews)):
         low, high = np.quantile(scores, [0.025, 0.975])
         assert metrics[name]["low"] == pytest.approx(low, abs=0.012)
         assert metrics[name]["high"] == pytest.approx(high, abs=0.012)
