@@ -26,6 +26,8 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
     "multilabel": ("micro_f1", "subset_accuracy"),
     "regression": ("r2", "pearson", "rmse"),
 }
+# What slices of the test split are compared by. R2 would not do: it hangs on how much the targets of a slice differ.
+SLICED = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "rmse"}
 # What a list of models has room for.
 SHOWN = ("accuracy", "f1", "subset_accuracy", "micro_f1", "r2", "pearson", "rmse")
 # What `promote.minimum: auto` asks for; where nothing stands, beating a constant answer is enough.

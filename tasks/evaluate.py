@@ -16,7 +16,7 @@ from regraft.data.records import Split, open_split, read_info
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION, label_set
 from regraft.determinism import set_up
 from regraft.errors import TrainingError
-from regraft.evaluation import certainty, columns
+from regraft.evaluation import certainty, columns, slices
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import Mistake, to_png
 from regraft.evaluation.probabilities import probability_metrics
@@ -95,6 +95,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
             interval=evaluate.interval,
             seed=seed,
         ),
+        "slices": _slice(test, answers, evaluate, seed),
     }
     write_json(paths.reports / "metrics.json", metrics)
     seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
@@ -156,6 +157,18 @@ def _settle(
         train = open_split(paths.prepared, "train")
         balance = np.exp(log_weights(train.labels, len(train.class_names)).astype(np.float64))
     return certainty.settle(classifier.task, outputs, validation.labels, balance=balance, coverage=coverage, seed=seed)
+
+
+def _slice(test: Split, answers: np.ndarray, evaluate: EvaluateSettings, seed: int) -> dict[str, Any]:
+    """Return how the model does on slices of the test split."""
+    found: dict[str, list[float]] = {}
+    for start in range(0, len(test), BATCH_SIZE):
+        contents = test.inputs(range(start, min(start + BATCH_SIZE, len(test))))
+        for name, values in slices.traits(test.kind, contents).items():
+            found.setdefault(name, []).extend(values)
+    given = {CLASSIFICATION: answers.argmax(axis=1), MULTILABEL: answers >= 0.5}.get(test.task, answers)
+    samples, interval = evaluate.bootstrap_samples, evaluate.interval
+    return slices.measure_slices(test.task, test.labels, given, found, samples=samples, interval=interval, seed=seed)
 
 
 def predict(answer: Callable[[Sequence[bytes | str]], np.ndarray], split: Split, doing: str) -> np.ndarray:

@@ -39,8 +39,9 @@ def classification_metrics(
     Returns:
         {"accuracy": {"value", "low", "high"}, "precision": ..., "recall": ..., "f1": ...,
         "balanced_accuracy": ..., "mcc": ..., "per_class": {name: {"precision", "recall", "f1", "examples"}},
-        "confusion": rows are true classes, "examples": N}. When all answers are right (or all wrong) resampling cannot tell how sure that is; the exact
-        binomial bound of the accuracy (Clopper & Pearson, 1934) then stands in for the missing end of all intervals.
+        "confusion": rows are true classes, "examples": N}. When all answers are right (or all wrong) resampling cannot
+        tell how sure that is; the exact binomial bound of the accuracy then stands in for the missing end of all
+        intervals.
 
     Raises:
         ValueError: If there is no example.
