@@ -84,10 +84,10 @@ def fit_calibration(
         after[held_out] = losses(wide[held_out] / best(~held_out), labels[held_out])
     gains = counts * (losses(wide, labels) - after) / counts.mean()
     gain, error = float(gains.mean()), float(gains.std() / np.sqrt(rows))
-    said = f"lowers the log loss of held-out validation examples by {gain:.4f} (standard error {error:.4f}, {rows})"
+    said = f"changes the log loss of held-out validation examples by {-gain:+.4f} (standard error {error:.4f}, {rows})"
     if gain <= error:
         return Calibration(1.0, f"a temperature {said}, which is no clear gain")
-    return Calibration(best(np.ones(rows, bool)), f"a temperature {said}")
+    return Calibration(best(np.ones(rows, bool)), f"that {said}")
 
 
 def without_temperature(task: str, probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:

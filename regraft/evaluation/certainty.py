@@ -101,9 +101,12 @@ def measure(
     }
     if promise.task != REGRESSION:
         balance = certainty.balance if promise.task == CLASSIFICATION else None
+        before = answers
+        if certainty.is_calibrated:
+            before = without_temperature(promise.task, answers, calibration.temperature)
         calibrated["test"] = measure_calibration(
             promise.task,
-            without_temperature(promise.task, answers, calibration.temperature),
+            before,
             answers,
             labels,
             weights=None if balance is None else balance[labels],

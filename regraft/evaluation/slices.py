@@ -32,7 +32,7 @@ def traits(kind: str, contents: Sequence[Any]) -> dict[str, list[float]]:
 
 
 def _read_text(text: str) -> dict[str, float]:
-    return {"text length, characters": float(len(text))}
+    return {"text length (characters)": float(len(text))}
 
 
 def _read_image(encoded: bytes) -> dict[str, float]:
@@ -40,11 +40,11 @@ def _read_image(encoded: bytes) -> dict[str, float]:
         shorter = float(min(image.size))
         image.draft("L", (_SIDE_PX, _SIDE_PX))  # a JPEG is then decoded at a fraction of its size
         grey = image.convert("L")
-    return {"brightness, 0 to 255": ImageStat.Stat(grey).mean[0], "shorter side, px": shorter}
+    return {"brightness (0 to 255)": ImageStat.Stat(grey).mean[0], "shorter side (px)": shorter}
 
 
 def _read_audio(encoded: bytes) -> dict[str, float]:
-    return {"length, s": audio.decode(encoded).seconds}
+    return {"length (s)": audio.decode(encoded).seconds}
 
 
 _READERS: Mapping[str, Callable[[Any], dict[str, float]]] = {

@@ -190,6 +190,8 @@ def test_the_page_says_the_numbers_of_the_task_and_refers_to_nothing_outside(eva
         for claim in ("R2 on 30 test examples", "RMSE", "shade, size of images", "always the mean of training"):
             assert claim in text
         assert "Confusion" not in text
+        assert "Intervals that keep a promise" in text
+        assert "expected calibration error" not in text
         assert {"scatter", "residuals", "curves"} <= plots
     else:
         assert "micro F1 on 30 test examples" in text

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,20 @@ def test_what_ships_is_calibrated_and_promises_sets_by_validation(evaluated):
     held = (answers >= conformal["least_probability"]) | (answers == answers.max(axis=1, keepdims=True))
     assert conformal["test"]["coverage"]["value"] == pytest.approx(held[np.arange(30), test.labels].mean())
     assert conformal["test"]["set_size"]["value"] == pytest.approx(held.sum(axis=1).mean())
+
+
+def test_the_page_says_how_sure_the_model_may_be_and_where_it_is_worst(evaluated):
+    metrics = read_json(evaluated.reports / "metrics.json")
+    page = (evaluated.reports / "report.html").read_text("utf-8")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("</style>")[1]))
+    shown = metrics["calibration"]["test"]["after"]["value"]
+    assert f"as it ships {100 * shown:.1f}%" in text
+    assert "Share of predictions that are right" in page
+    covered = metrics["conformal"]["test"]["coverage"]["value"]
+    assert f"On the test split it did for {100 * covered:.1f}%" in text
+    assert "No slice has 20 test examples" in text
+    assert f"Matthews correlation {metrics['test']['mcc']['value']:z.4f}" in text.replace("−", "-")
+    assert (evaluated.reports / "plots" / "reliability.png").exists()
 
 
 def test_a_temperature_is_part_of_the_graph_for_the_probe_as_for_a_tuned_model(tmp_path):

@@ -68,9 +68,9 @@ def test_of_an_error_the_largest_is_worst():
 
 
 def test_traits_are_read_off_examples():
-    assert traits("text", ["abc", ""]) == {"text length, characters": [3.0, 0.0]}
+    assert traits("text", ["abc", ""]) == {"text length (characters)": [3.0, 0.0]}
     image = traits("image", [picture(40), picture(200, side_px=30, file_format="JPEG")])
-    assert image["shorter side, px"] == [20.0, 30.0]
-    assert image["brightness, 0 to 255"] == pytest.approx([40 + 215 / 20, 200 + 55 / 30], abs=3.0)
+    assert image["shorter side (px)"] == [20.0, 30.0]
+    assert image["brightness (0 to 255)"] == pytest.approx([40 + 215 / 20, 200 + 55 / 30], abs=3.0)
     recording = Recording(np.zeros(4000, np.float32), 8000, False).to_wav()
-    assert traits("audio", [recording]) == {"length, s": [0.5]}
+    assert traits("audio", [recording]) == {"length (s)": [0.5]}
