@@ -146,17 +146,25 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
 def _settle(
     classifier: Classifier, training: Mapping[str, Any], paths: Paths, *, coverage: float, seed: int
 ) -> certainty.Certainty:
-    """Let validation data say how sure the model may be; features of a frozen backbone are there already."""
+    """Let validation data say how sure the model may be."""
     validation = open_split(paths.prepared, "validation")
-    if classifier.shipped == "probe":
-        outputs = np.load(paths.features / "validation.npy") @ classifier.kernel + classifier.bias
-    else:
-        outputs = predict(compile_outputs(classifier), validation, "calibrating")
+    outputs = outputs_on(classifier, validation, paths.features / "validation.npy")
     balance = None
     if training.get("options", {}).get("class_weights") == "balanced":
         train = open_split(paths.prepared, "train")
         balance = np.exp(log_weights(train.labels, len(train.class_names)).astype(np.float64))
     return certainty.settle(classifier.task, outputs, validation.labels, balance=balance, coverage=coverage, seed=seed)
+
+
+def outputs_on(classifier: Classifier, split: Split, features: Path) -> np.ndarray:
+    """Return the model's logits or values of `split`, shape (N, K), before calibration.
+
+    If the backbone is still the frozen one, its features in the file `features` save running it.
+    """
+    if classifier.shipped == "probe":
+        outputs: np.ndarray = np.load(features) @ classifier.kernel + classifier.bias
+        return outputs
+    return predict(compile_outputs(classifier), split, "calibrating")
 
 
 def _slice(test: Split, answers: np.ndarray, evaluate: EvaluateSettings, seed: int) -> dict[str, Any]:

@@ -21,6 +21,11 @@ BINS = 15
 _FEWEST_IN_A_BIN = 10
 _FEWEST_EXAMPLES = 20
 _FOLDS = 5
+# To make answers surer takes more: what rare mistakes cost then is hardly seen in a small and lucky validation split, nor
+# in the standard error. (Of 20 random splits of photos of groceries, 101 of them to fit on, one was right in 98% where
+# 90% are, and more than doubled the calibration error.) Less sure answers cost little where they are wrong.
+_FEWEST_FOR_SURER = 200
+_CLEARLY = {"surer": 2.33, "less sure": 1.0}  # standard errors
 _LOSSES: dict[str, Callable[[NDArray[Any], NDArray[Any]], Array]] = {
     CLASSIFICATION: log_losses,
     MULTILABEL: label_losses,
@@ -51,8 +56,9 @@ def fit_calibration(
     """Choose between no calibration and a temperature, by what validation data says of a temperature it has not seen.
 
     A temperature fitted on four folds is judged on the fifth by log loss. It is used if its mean gain over all five is
-    more than one standard error; else the simpler model stays. Source of temperature scaling: Guo et al., On
-    Calibration of Modern Neural Networks, 2017 (arXiv:1706.04599).
+    more than one standard error; if it makes answers surer, more than 2.33, of 200 examples or more. Else the simpler
+    model stays. Source of temperature scaling: Guo et al., On Calibration of Modern Neural Networks, 2017
+    (arXiv:1706.04599).
 
     Args:
         task: "classification", "multilabel" or "regression", which has no probabilities to calibrate.
@@ -85,9 +91,14 @@ def fit_calibration(
     gains = counts * (losses(wide, labels) - after) / counts.mean()
     gain, error = float(gains.mean()), float(gains.std() / np.sqrt(rows))
     said = f"changes the log loss of held-out validation examples by {-gain:+.4f} (standard error {error:.4f}, {rows})"
-    if gain <= error:
-        return Calibration(1.0, f"a temperature {said}, which is no clear gain")
-    return Calibration(best(np.ones(rows, bool)), f"that {said}")
+    temperature = best(np.ones(rows, bool))
+    is_surer = temperature < 1.0
+    if gain <= _CLEARLY["surer" if is_surer else "less sure"] * error:
+        return Calibration(1.0, f"a temperature of {temperature:.2f} {said}, which is no clear gain")
+    if is_surer and rows < _FEWEST_FOR_SURER:
+        few = f"too few to make answers surer ({_FEWEST_FOR_SURER})"
+        return Calibration(1.0, f"a temperature of {temperature:.2f} {said}, but examples are {few}")
+    return Calibration(temperature, f"that {said}")
 
 
 def without_temperature(task: str, probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:

@@ -43,13 +43,20 @@ def test_labels_that_hold_at_once_share_a_temperature():
 
 
 def test_weights_count_as_repetitions_do():
-    logits, labels = true_logits(400)
+    logits, labels = true_logits(4000)
     weights = np.where(labels == 0, 3.0, 1.0)
     weighted = fit_calibration("classification", 3 * logits, labels, weights=weights, seed=1).temperature
-    rows = np.repeat(np.arange(400), weights.astype(int))
-    assert weighted == pytest.approx(
-        fit_calibration("classification", 3 * logits[rows], labels[rows], seed=1).temperature, rel=1e-3
-    )
+    rows = np.repeat(np.arange(4000), weights.astype(int))
+    repeated = fit_calibration("classification", 3 * logits[rows], labels[rows], seed=1).temperature
+    assert weighted == pytest.approx(repeated, rel=1e-3)
+
+
+def test_few_examples_do_not_make_answers_surer_but_less_sure():
+    logits, labels = true_logits(150)
+    surer = fit_calibration("classification", 0.2 * logits, labels, seed=1)
+    assert surer.method == "none"
+    assert "too few to make answers surer (200)" in surer.why
+    assert fit_calibration("classification", 3 * logits, labels, seed=1).temperature > 2.0
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
