@@ -96,7 +96,7 @@ def judge(
     from regraft.evaluation.certainty import settle
     from regraft.evaluation.conformal import prediction_sets
 
-    settled = settle("classification", *fitted, balance=None, coverage=coverage, seed=seed)
+    settled = settle("classification", *fitted, balance=None, coverage=coverage, risk=None, seed=seed)
     logits, labels = measured
     rows, alike = np.arange(len(labels)), np.ones(len(labels))
     before, after = (softmax(logits / temperature, axis=1) for temperature in (1.0, settled.calibration.temperature))

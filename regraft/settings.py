@@ -178,6 +178,7 @@ class EvaluateSettings(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
     interval: Annotated[Number, Field(gt=0.5, lt=1.0)] = 0.95
     coverage: Annotated[Number, Field(ge=0.5, lt=1.0)] = 0.9
+    risk: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = None
 
 
 class PromoteSettings(Section):

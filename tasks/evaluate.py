@@ -56,7 +56,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     classifier = load_classifier(paths.model, paths.backbones)
     test = open_split(paths.prepared, "test")
     training = read_json(paths.reports / "training.json")
-    settled = _settle(classifier, training, paths, coverage=evaluate.coverage, seed=seed)
+    settled = _settle(classifier, training, paths, evaluate, seed)
     temperature = settled.calibration.temperature
     with replace_directory(paths.serving) as directory:
         export_saved_model(
@@ -144,16 +144,29 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
 
 
 def _settle(
-    classifier: Classifier, training: Mapping[str, Any], paths: Paths, *, coverage: float, seed: int
+    classifier: Classifier, training: Mapping[str, Any], paths: Paths, evaluate: EvaluateSettings, seed: int
 ) -> certainty.Certainty:
     """Let validation data say how sure the model may be."""
+    if evaluate.risk is not None and classifier.task == REGRESSION:
+        raise TrainingError(
+            f"evaluate.risk is {evaluate.risk:g}, and this model answers real values, which do not say how sure they "
+            "are. Set it to null; `low` and `high` in its answers say how far off they may be."
+        )
     validation = open_split(paths.prepared, "validation")
     outputs = outputs_on(classifier, validation, paths.features / "validation.npy")
     balance = None
     if training.get("options", {}).get("class_weights") == "balanced":
         train = open_split(paths.prepared, "train")
         balance = np.exp(log_weights(train.labels, len(train.class_names)).astype(np.float64))
-    return certainty.settle(classifier.task, outputs, validation.labels, balance=balance, coverage=coverage, seed=seed)
+    return certainty.settle(
+        classifier.task,
+        outputs,
+        validation.labels,
+        balance=balance,
+        coverage=evaluate.coverage,
+        risk=evaluate.risk,
+        seed=seed,
+    )
 
 
 def outputs_on(classifier: Classifier, split: Split, features: Path) -> np.ndarray:

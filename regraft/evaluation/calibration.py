@@ -21,9 +21,9 @@ BINS = 15
 _FEWEST_IN_A_BIN = 10
 _FEWEST_EXAMPLES = 20
 _FOLDS = 5
-# To make answers surer takes more: what rare mistakes cost then is hardly seen in a small and lucky validation split, nor
-# in the standard error. (Of 20 random splits of photos of groceries, 101 of them to fit on, one was right in 98% where
-# 90% are, and more than doubled the calibration error.) Less sure answers cost little where they are wrong.
+# To make answers surer takes more: what rare mistakes cost then is hardly seen in a small and lucky validation split,
+# nor in the standard error. (Of 20 random splits of photos of groceries, 101 to fit on, one was right in 98% where 90%
+# are, and more than doubled the calibration error.) Less sure answers cost little where they are wrong.
 _FEWEST_FOR_SURER = 200
 _CLEARLY = {"surer": 2.33, "less sure": 1.0}  # standard errors
 _LOSSES: dict[str, Callable[[NDArray[Any], NDArray[Any]], Array]] = {

@@ -10,6 +10,7 @@ from scipy.special import expit, softmax
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.evaluation.calibration import Calibration, fit_calibration, measure_calibration, without_temperature
 from regraft.evaluation.conformal import Promise, make_promise, measure_promise
+from regraft.evaluation.doubt import Line, draw_line, how_sure, is_right, measure_doubt
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Certainty:
     Attributes:
         calibration: What logits are divided by.
         promise: How far sets or intervals reach.
+        line: From where on answers are sure enough.
         balance: What an example of each class counts, shape (K,), for a model that answers as if classes were equally
             common; None for one that does not.
         examples: Validation examples behind it.
@@ -26,12 +28,14 @@ class Certainty:
 
     calibration: Calibration
     promise: Promise
+    line: Line
     balance: NDArray[np.float64] | None
     examples: int
 
     def facts(self) -> dict[str, Any]:
         """Return what `labels.json` beside the exported model says of it."""
-        return {**({"temperature": self.calibration.temperature} if self.is_calibrated else {}), **self.promise.facts()}
+        temperature = {"temperature": self.calibration.temperature} if self.is_calibrated else {}
+        return {**temperature, **self.promise.facts(), **self.line.facts()}
 
     @property
     def is_calibrated(self) -> bool:
@@ -45,9 +49,10 @@ def settle(
     *,
     balance: NDArray[np.float64] | None,
     coverage: float,
+    risk: float | None,
     seed: int,
 ) -> Certainty:
-    """Fit the calibration, then the promise of calibrated answers, to validation data.
+    """Fit the calibration, then promise and line of calibrated answers, to validation data.
 
     Args:
         task: "classification", "multilabel" or "regression".
@@ -56,6 +61,7 @@ def settle(
         balance: What an example of each class counts, see `Certainty`; for labels that may hold at once any array says
             that they are answered as if they were as often there as not.
         coverage: See `Promise`.
+        risk: See `Line`; None for real values.
         seed: Divides folds.
     """
     if balance is not None and task == MULTILABEL:
@@ -66,7 +72,10 @@ def settle(
         calibration = fit_calibration(task, outputs, labels, weights=weights, seed=seed)
     answers = _answers(task, outputs / calibration.temperature)
     promise = make_promise(task, answers, labels, coverage=coverage)
-    return Certainty(calibration, promise, balance, len(labels))
+    line = Line(None, None, "real values do not say how sure they are")
+    if task != REGRESSION:
+        line = draw_line(how_sure(task, answers), is_right(task, answers, labels), risk)
+    return Certainty(calibration, promise, line, balance, len(labels))
 
 
 def _answers(task: str, outputs: NDArray[Any]) -> NDArray[np.float32]:
@@ -120,4 +129,10 @@ def measure(
     }
     if promise.bounds is not None:
         promised["test"] = measure_promise(promise, answers, labels, **chance)
-    return {"calibration": calibrated, "conformal": promised}
+    found = {"calibration": calibrated, "conformal": promised}
+    if promise.task != REGRESSION:
+        sure, right = how_sure(promise.task, answers), is_right(promise.task, answers, labels)
+        line = certainty.line
+        drawn = {"risk": line.risk, "least_sure": line.least, "why": line.why, "examples": certainty.examples}
+        found["doubt"] = {**drawn, "test": measure_doubt(line, sure, right, **chance)}
+    return found

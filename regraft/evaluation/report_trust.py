@@ -32,6 +32,7 @@ def trust_facts(metrics: Mapping[str, Any], *, show: Show, percent: Percent, num
     return {
         "calibration": _calibration(metrics, percent),
         "promise": _promise(metrics, percent, number),
+        "doubt": _doubt(metrics, percent),
         "slices": _slices(metrics, show, number),
         "figures": _figures(metrics, show),
         "not_ranked": metrics["test"].get("not_ranked", []),
@@ -90,6 +91,32 @@ def _promise(metrics: Mapping[str, Any], percent: Percent, number: Percent) -> d
     if is_broken := covered["high"] < asked:
         lines.append("That is less than promised, by more than chance explains: test data is unlike validation data.")
     return {"lines": lines, "is_broken": is_broken}
+
+
+def _doubt(metrics: Mapping[str, Any], percent: Percent) -> list[str]:
+    """Return sentences on what leaving doubtful answers out would bring, and on the line that was drawn."""
+    doubt = metrics.get("doubt")
+    if doubt is None:
+        return []
+    test = doubt["test"]
+    points = ", ".join(
+        f"{percent(point['error'])} of the surest {point['answered']:.0%}"
+        for point in test["curve"]
+        if point["answered"] in (1.0, 0.9, 0.8, 0.5)
+    )
+    lines = [f"Of the answers on the test split are wrong: {points}."]
+    if doubt["risk"] is None:
+        return lines
+    if doubt["least_sure"] is None:
+        return [*lines, f"Answers do not say whether they are doubtful: {doubt['why']}."]
+    given, error = test["answered"], test["error"]
+    among = "" if error is None else f", of which {percent(error['value'])} are wrong"
+    span = "" if error is None else f" ({percent(error['low'])} to {percent(error['high'])})"
+    return [
+        *lines,
+        f"At most {percent(doubt['risk'])} were to be wrong, so they are sure from {percent(doubt['least_sure'])} on "
+        f"({doubt['why']}): on the test split {percent(given['value'])} of answers{among}{span}.",
+    ]
 
 
 def _slices(metrics: Mapping[str, Any], show: Show, number: Percent) -> dict[str, Any] | None:

@@ -37,6 +37,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         self.task: str = facts.get("task", "classification")
         self.pair: list[str] = facts.get("pair", [])
         self.conformal: dict[str, Any] = facts.get("conformal", {})
+        self.doubt: dict[str, Any] = facts.get("doubt", {})
         import tensorflow as tf
 
         if facts.get("tensorflow_text", self.kind == "text"):
@@ -63,6 +64,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             If validation supports it, there is more, which holds the truth as often as `evaluate.coverage` asked
             (`labels.json` says how often): `set`, a list of classes, the most probable first and never empty, or of the
             labels that cannot be ruled out; `low` and `high` of a value, for several targets `NAME low`, `NAME high`.
+            If `evaluate.risk` was set: `is_sure` (boolean), false where it is better to say "do not know".
 
         Raises:
             MlflowException: If a row is empty, of another type, or an image or recording that cannot be decoded; the
@@ -96,19 +98,27 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         probabilities = [dict(zip(self.labels, map(float, row), strict=True)) for row in answers]
         if self.task == "multilabel":
             held = [[name for name, share in row.items() if share >= 0.5] for row in probabilities]
-            return {"labels": held, "probabilities": probabilities, **self._sets(answers)}
+            return {"labels": held, "probabilities": probabilities, **self._certainty(answers)}
         best = answers.argmax(axis=1) if len(answers) else np.empty(0, np.int64)
         return {
             "label": [self.labels[place] for place in best],
             "probability": [float(row[place]) for row, place in zip(answers, best, strict=True)],
             "probabilities": probabilities,
-            **self._sets(answers),
+            **self._certainty(answers),
         }
 
+    def _certainty(self, answers: np.ndarray) -> dict[str, Any]:
+        """Return the columns `set` and `is_sure`, those that the model has."""
+        columns = self._sets(answers) if self.conformal else {}
+        if self.doubt:
+            wide = answers.astype(np.float64)
+            many = self.task == "multilabel"
+            sure = np.maximum(wide, 1.0 - wide).prod(axis=1) if many else wide.max(axis=1)
+            columns["is_sure"] = list(map(bool, sure >= self.doubt["least_sure"]))
+        return columns
+
     def _sets(self, answers: np.ndarray) -> dict[str, Any]:
-        """Return the column `set` if there is a promise about it."""
-        if not self.conformal:
-            return {}
+        """Return the column `set`."""
         held = answers >= self.conformal["least_probability"]
         if self.task != "multilabel":
             held |= answers == answers.max(axis=1, keepdims=True)

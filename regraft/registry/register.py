@@ -239,6 +239,8 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
             answered = [ColSpec(Array(DataType.string), "labels"), probabilities]
         if "conformal" in facts:
             answered.append(ColSpec(Array(DataType.string), "set"))
+        if "doubt" in facts:
+            answered.append(ColSpec(DataType.boolean, "is_sure"))
     suffix = {"image": "bin", "text": "txt", "audio": "wav"}[release.kind]
     raw = (release.paths.serving / f"input_example.{suffix}").read_bytes()
     example: dict[str, Any] = {release.kind: [raw.decode("utf-8") if is_text else raw]}

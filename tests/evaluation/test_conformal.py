@@ -66,7 +66,7 @@ def test_what_is_settled_on_validation_is_what_is_measured_on_test():
     random = np.random.default_rng(3)
     logits = 2.0 * random.normal(size=(900, 4))
     labels = (random.random((900, 1)) > np.cumsum(softmax(logits, axis=1), axis=1)).sum(axis=1)
-    settled = settle("classification", 4 * logits[:400], labels[:400], balance=None, coverage=0.9, seed=7)
+    settled = settle("classification", 4 * logits[:400], labels[:400], balance=None, coverage=0.9, risk=None, seed=7)
     answers = softmax(4 * logits[400:] / settled.calibration.temperature, axis=1).astype(np.float32)
     found = measure(settled, answers, labels[400:], **CHANCE)
     assert found["calibration"]["test"]["change"]["high"] < 0.0
@@ -84,8 +84,10 @@ def test_a_model_of_classes_made_equally_common_is_calibrated_as_if_they_were():
     labels = (random.random(6000) > softmax(logits, axis=1)[:, 0]).astype(int)
     rows = np.flatnonzero((labels == 0) | (random.random(6000) < 0.1))  # class 1 is rare where the model is judged
     balance = np.array([1.0, 10.0])
-    plain = settle("classification", 2 * logits[rows], labels[rows], balance=None, coverage=0.9, seed=7)
-    balanced = settle("classification", 2 * logits[rows], labels[rows], balance=balance, coverage=0.9, seed=7)
+    plain = settle("classification", 2 * logits[rows], labels[rows], balance=None, coverage=0.9, risk=None, seed=7)
+    balanced = settle(
+        "classification", 2 * logits[rows], labels[rows], balance=balance, coverage=0.9, risk=None, seed=7
+    )
     assert balanced.calibration.temperature == pytest.approx(2.0, rel=0.1)
     answers = softmax(logits[rows], axis=1)
     errors = [

@@ -206,6 +206,12 @@ def test_a_second_run_writes_the_same_bytes_but_for_speeds(evaluated):
     assert {file for file in first if file.read_bytes() != first[file]} <= varies
 
 
+def test_real_values_cannot_be_doubted(tmp_path):
+    paths = make_project(tmp_path, "text", "regression")
+    with pytest.raises(TrainingError, match=r"evaluate\.risk is 0\.05, and this model answers real values"):
+        evaluate.run(SETTINGS.model_copy(update={"risk": 0.05}), "fruit", 7, paths)
+
+
 def test_a_difference_between_export_and_model_counts_in_units_of_the_target(tmp_path, monkeypatch):
     paths = make_project(tmp_path, "text", "regression")
     monkeypatch.setattr(evaluate, "PARITY_TOLERANCE", 1.0)

@@ -180,7 +180,10 @@ def test_a_temperature_is_part_of_the_graph_for_the_probe_as_for_a_tuned_model(t
             tf.stack([classifier.extractor.prepare(x) for x in train])
         )
         np.save(paths.features / "validation.npy", features)
-        evaluate.run(SETTINGS, "fruit", 7, paths)
+        evaluate.run(SETTINGS.model_copy(update={"risk": 0.9}), "fruit", 7, paths)
+        doubt, facts = read_json(paths.reports / "metrics.json")["doubt"], read_json(paths.serving / "labels.json")
+        assert facts["doubt"] == {"risk": 0.9, "least_sure": doubt["least_sure"]}
+        assert 0.0 < doubt["test"]["answered"]["value"] <= 1.0
         calibration = read_json(paths.reports / "metrics.json")["calibration"]
         assert calibration["method"] == "temperature"
         assert calibration["temperature"] > 5.0

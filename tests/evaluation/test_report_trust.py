@@ -15,7 +15,33 @@ def facts_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_metrics_of_an_older_evaluation_lack_these_parts():
-    assert facts_of({}) == {"calibration": None, "promise": None, "slices": None, "figures": [], "not_ranked": []}
+    nothing: dict[str, Any] = {
+        "calibration": None,
+        "promise": None,
+        "doubt": [],
+        "slices": None,
+        "figures": [],
+        "not_ranked": [],
+    }
+    assert facts_of({}) == nothing
+
+
+def test_a_line_and_its_absence_are_both_said():
+    curve = [{"answered": share, "error": 0.1 * share} for share in (0.5, 0.95, 1.0)]
+    test: dict[str, Any] = {
+        "curve": curve,
+        "answered": {"value": 0.8},
+        "error": {"value": 0.04, "low": 0.02, "high": 0.06},
+    }
+    doubt = {"risk": None, "least_sure": None, "why": "nobody asked", "test": test}
+    (said,) = facts_of({"doubt": doubt})["doubt"]
+    assert said == "Of the answers on the test split are wrong: 5.0% of the surest 50%, 10.0% of the surest 100%."
+    _, absent = facts_of({"doubt": {**doubt, "risk": 0.05}})["doubt"]
+    assert absent == "Answers do not say whether they are doubtful: nobody asked."
+    _, drawn = facts_of({"doubt": {**doubt, "risk": 0.05, "least_sure": 0.7}})["doubt"]
+    assert "on the test split 80.0% of answers, of which 4.0% are wrong (2.0% to 6.0%)." in drawn
+    test["error"] = None
+    assert facts_of({"doubt": {**doubt, "risk": 0.05, "least_sure": 0.7}})["doubt"][1].endswith("80.0% of answers.")
 
 
 def test_a_promise_that_test_data_breaks_is_said_to_be_broken():
