@@ -100,11 +100,11 @@ def _doubt(metrics: Mapping[str, Any], percent: Percent) -> list[str]:
         return []
     test = doubt["test"]
     points = ", ".join(
-        f"{percent(point['error'])} of the surest {point['answered']:.0%}"
+        f"{percent(point['error'])} of {'the surest ' if point['answered'] < 1.0 else ''}{point['answered']:.0%}"
         for point in test["curve"]
         if point["answered"] in (1.0, 0.9, 0.8, 0.5)
     )
-    lines = [f"Of the answers on the test split are wrong: {points}."]
+    lines = [f"Wrong on the test split: {points} of answers."]
     if doubt["risk"] is None:
         return lines
     if doubt["least_sure"] is None:

@@ -35,7 +35,7 @@ def test_a_line_and_its_absence_are_both_said():
     }
     doubt = {"risk": None, "least_sure": None, "why": "nobody asked", "test": test}
     (said,) = facts_of({"doubt": doubt})["doubt"]
-    assert said == "Of the answers on the test split are wrong: 5.0% of the surest 50%, 10.0% of the surest 100%."
+    assert said == "Wrong on the test split: 5.0% of the surest 50%, 10.0% of 100% of answers."
     _, absent = facts_of({"doubt": {**doubt, "risk": 0.05}})["doubt"]
     assert absent == "Answers do not say whether they are doubtful: nobody asked."
     _, drawn = facts_of({"doubt": {**doubt, "risk": 0.05, "least_sure": 0.7}})["doubt"]
