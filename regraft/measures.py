@@ -39,8 +39,8 @@ VALIDATION = {
     "regression": ("squared_error", "r2"),
 }
 _WORDS = {
-    "f1": "F1", "r2": "R2", "pearson": "Pearson r", "spearman": "Spearman rho", "rmse": "RMSE", "mae": "MAE", "mse": "MSE",
-    "mcc": "Matthews correlation", "roc_auc": "ROC AUC", "pr_auc": "PR AUC", "top_5_accuracy": "top-5 accuracy",
+    "f1": "F1", "r2": "R2", "pearson": "Pearson r", "spearman": "Spearman rho", "rmse": "RMSE", "mae": "MAE",
+    "mse": "MSE", "mcc": "Matthews correlation", "roc_auc": "ROC AUC", "pr_auc": "PR AUC", "top_5_accuracy": "top-5 accuracy",
     "brier": "Brier score",
 }  # fmt: skip
 
