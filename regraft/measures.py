@@ -40,8 +40,8 @@ VALIDATION = {
 }
 _WORDS = {
     "f1": "F1", "r2": "R2", "pearson": "Pearson r", "spearman": "Spearman rho", "rmse": "RMSE", "mae": "MAE",
-    "mse": "MSE", "mcc": "Matthews correlation", "roc_auc": "ROC AUC", "pr_auc": "PR AUC", "top_5_accuracy": "top-5 accuracy",
-    "brier": "Brier score",
+    "mse": "MSE", "mcc": "Matthews correlation", "roc_auc": "ROC AUC", "pr_auc": "PR AUC",
+    "top_5_accuracy": "top-5 accuracy", "brier": "Brier score",
 }  # fmt: skip
 
 
