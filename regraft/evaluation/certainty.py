@@ -23,14 +23,16 @@ class Certainty:
         line: From where on answers are sure enough.
         balance: What an example of each class counts, shape (K,), for a model that answers as if classes were equally
             common; None for one that does not.
-        examples: Validation examples behind it.
+        sure: How sure the answers to validation examples are, shape (N,).
+        right: Whether they are right, shape (N,); for real values both are zeros.
     """
 
     calibration: Calibration
     promise: Promise
     line: Line
     balance: NDArray[np.float64] | None
-    examples: int
+    sure: NDArray[np.float64]
+    right: NDArray[np.bool_]
 
     def facts(self) -> dict[str, Any]:
         """Return what `labels.json` beside the exported model says of it."""
@@ -72,10 +74,11 @@ def settle(
         calibration = fit_calibration(task, outputs, labels, weights=weights, seed=seed)
     answers = _answers(task, outputs / calibration.temperature)
     promise = make_promise(task, answers, labels, coverage=coverage)
-    line = Line(None, None, "real values do not say how sure they are")
-    if task != REGRESSION:
-        line = draw_line(how_sure(task, answers), is_right(task, answers, labels), risk)
-    return Certainty(calibration, promise, line, balance, len(labels))
+    if task == REGRESSION:
+        line = Line(None, None, "real values do not say how sure they are")
+        return Certainty(calibration, promise, line, balance, np.zeros(len(labels)), np.zeros(len(labels), bool))
+    sure, right = how_sure(task, answers), is_right(task, answers, labels)
+    return Certainty(calibration, promise, draw_line(sure, right, risk), balance, sure, right)
 
 
 def _answers(task: str, outputs: NDArray[Any]) -> NDArray[np.float32]:
@@ -101,12 +104,12 @@ def measure(
         seed: Makes the intervals repeatable.
     """
     chance: Any = {"samples": samples, "interval": interval, "seed": seed}
-    calibration, promise = certainty.calibration, certainty.promise
+    calibration, promise, examples = certainty.calibration, certainty.promise, len(certainty.sure)
     calibrated: dict[str, Any] = {
         "method": calibration.method,
         "temperature": calibration.temperature,
         "why": calibration.why,
-        "examples": certainty.examples,
+        "examples": examples,
     }
     if promise.task != REGRESSION:
         balance = certainty.balance if promise.task == CLASSIFICATION else None
@@ -124,7 +127,7 @@ def measure(
     promised: dict[str, Any] = {
         "coverage": promise.coverage,
         "why": promise.why,
-        "examples": certainty.examples,
+        "examples": examples,
         **promise.facts().get("conformal", {}),
     }
     if promise.bounds is not None:
@@ -133,6 +136,10 @@ def measure(
     if promise.task != REGRESSION:
         sure, right = how_sure(promise.task, answers), is_right(promise.task, answers, labels)
         line = certainty.line
-        drawn = {"risk": line.risk, "least_sure": line.least, "why": line.why, "examples": certainty.examples}
-        found["doubt"] = {**drawn, "test": measure_doubt(line, sure, right, **chance)}
+        drawn = {"risk": line.risk, "least_sure": line.least, "why": line.why, "examples": examples}
+        found["doubt"] = {
+            **drawn,
+            "validation": measure_doubt(line, certainty.sure, certainty.right, **chance),
+            "test": measure_doubt(line, sure, right, **chance),
+        }
     return found

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 Array = NDArray[np.float64]
 
@@ -42,7 +41,9 @@ def share_with_interval(hits: int, total: int, interval: float) -> dict[str, flo
 
     Source: Clopper & Pearson, 1934.
     """
+    from scipy.special import betaincinv  # promotion resamples too, and must not wait for SciPy
+
     tail = (1.0 - interval) / 2.0
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, total - hits + 1))
-    high = 1.0 if hits == total else float(beta.ppf(1.0 - tail, hits + 1, total - hits))
+    low = 0.0 if hits == 0 else float(betaincinv(hits, total - hits + 1, tail))
+    high = 1.0 if hits == total else float(betaincinv(hits + 1, total - hits, 1.0 - tail))
     return {"value": hits / total, "low": low, "high": high}

@@ -72,6 +72,8 @@ def test_what_is_settled_on_validation_is_what_is_measured_on_test():
     assert found["calibration"]["test"]["change"]["high"] < 0.0
     assert found["conformal"]["test"]["coverage"]["low"] <= 0.9 <= found["conformal"]["test"]["coverage"]["high"]
     assert 1.0 < found["conformal"]["test"]["set_size"]["value"] < 4.0
+    areas = [found["doubt"][split]["area_under_risk"]["value"] for split in ("validation", "test")]
+    assert areas[0] == pytest.approx(areas[1], abs=0.06)
     assert settled.facts() == {
         "temperature": settled.calibration.temperature,
         "conformal": {"coverage": 0.9, "least_probability": found["conformal"]["least_probability"]},

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from regraft.evaluation.metrics import classification_metrics, most_frequent_confusions, paired_gain
+from regraft.evaluation.resampling import share_with_interval
 
 SETTINGS: Any = {"samples": 1000, "interval": 0.95, "seed": 7}
 
@@ -115,3 +116,9 @@ def test_the_most_frequent_confusions_come_first_and_right_answers_are_none():
 def test_an_empty_split_cannot_be_scored():
     with pytest.raises(ValueError, match="no examples"):
         classification_metrics(np.array([], np.int64), np.array([], np.int64), "ab", **SETTINGS)
+
+
+@pytest.mark.parametrize(("hits", "low", "high"), [(0, 0.0, 0.1684), (10, 0.2720, 0.7280), (20, 0.8316, 1.0)])
+def test_the_exact_interval_of_a_share_is_that_of_the_tables(hits, low, high):
+    share = share_with_interval(hits, 20, 0.95)
+    assert (share["low"], share["high"]) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
