@@ -50,7 +50,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     for the same data and seed, but for speed.json and the speeds on the page.
 
     Raises:
-        TrainingError: If the exported model answers differently from the trained one.
+        TrainingError: If the exported model answers otherwise than the trained one, or a setting does not suit the task.
     """
     set_up(seed)
     classifier = load_classifier(paths.model, paths.backbones)
@@ -77,25 +77,16 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     probe = np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias
     judged = _judge_classes if test.task == CLASSIFICATION else _judge_columns
     outcome = judged(open_split(paths.prepared, "train"), test, answers, probe, evaluate=evaluate, seed=seed)
+    chance: Any = {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
     if test.task != REGRESSION:
-        outcome.metrics["test"] |= probability_metrics(
-            test.task, test.labels, answers, test.class_names, samples=evaluate.bootstrap_samples,
-            interval=evaluate.interval, seed=seed,
-        )  # fmt: skip
+        outcome.metrics["test"] |= probability_metrics(test.task, test.labels, answers, test.class_names, **chance)
     metrics = {
         "shipped": classifier.shipped,
         "task": classifier.task,
         "labels": list(classifier.labels),
         **outcome.metrics,
-        **certainty.measure(
-            settled,
-            answers,
-            test.labels,
-            samples=evaluate.bootstrap_samples,
-            interval=evaluate.interval,
-            seed=seed,
-        ),
-        "slices": _slice(test, answers, evaluate, seed),
+        **certainty.measure(settled, answers, test.labels, **chance),
+        "slices": _slice(test, answers, chance),
     }
     write_json(paths.reports / "metrics.json", metrics)
     seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
@@ -180,16 +171,15 @@ def outputs_on(classifier: Classifier, split: Split, features: Path) -> np.ndarr
     return predict(compile_outputs(classifier), split, "calibrating")
 
 
-def _slice(test: Split, answers: np.ndarray, evaluate: EvaluateSettings, seed: int) -> dict[str, Any]:
-    """Return how the model does on slices of the test split."""
+def _slice(test: Split, answers: np.ndarray, chance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the model does on slices of the test split; `chance` is how intervals are drawn."""
     found: dict[str, list[float]] = {}
     for start in range(0, len(test), BATCH_SIZE):
         contents = test.inputs(range(start, min(start + BATCH_SIZE, len(test))))
         for name, values in slices.traits(test.kind, contents).items():
             found.setdefault(name, []).extend(values)
     given = {CLASSIFICATION: answers.argmax(axis=1), MULTILABEL: answers >= 0.5}.get(test.task, answers)
-    samples, interval = evaluate.bootstrap_samples, evaluate.interval
-    return slices.measure_slices(test.task, test.labels, given, found, samples=samples, interval=interval, seed=seed)
+    return slices.measure_slices(test.task, test.labels, given, found, **chance)
 
 
 def predict(answer: Callable[[Sequence[bytes | str]], np.ndarray], split: Split, doing: str) -> np.ndarray:
