@@ -50,7 +50,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     for the same data and seed, but for speed.json and the speeds on the page.
 
     Raises:
-        TrainingError: If the exported model answers otherwise than the trained one, or a setting does not suit the task.
+        TrainingError: If the exported model answers otherwise than the trained one, or a setting does not fit the task.
     """
     set_up(seed)
     classifier = load_classifier(paths.model, paths.backbones)
