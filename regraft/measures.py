@@ -12,6 +12,12 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "regression": ("r2", "pearson", "spearman", "rmse", "mae", "mse"),
 }  # fmt: skip
 ALL_METRICS = tuple(metric for metrics in METRICS.values() for metric in metrics)
+# What the evaluation reports besides, of probabilities that predictions.csv does not hold: no gate decides by them.
+BESIDES: Mapping[str, tuple[str, ...]] = {
+    "classification": ("balanced_accuracy", "mcc", "top_5_accuracy", "roc_auc", "pr_auc", "log_loss", "brier"),
+    "multilabel": ("roc_auc", "pr_auc", "log_loss", "brier"),
+    "regression": (),
+}
 LOWER_IS_BETTER = ("hamming_loss", "rmse", "mae", "mse")
 # What decides about promotion unless the settings say otherwise, and what a line about a model says first.
 LEADING = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "r2"}
@@ -20,6 +26,8 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
     "multilabel": ("micro_f1", "subset_accuracy"),
     "regression": ("r2", "pearson", "rmse"),
 }
+# What slices of the test split are compared by. R2 would not do: it hangs on how much the targets of a slice differ.
+SLICED = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "rmse"}
 # What a list of models has room for.
 SHOWN = ("accuracy", "f1", "subset_accuracy", "micro_f1", "r2", "pearson", "rmse")
 # What `promote.minimum: auto` asks for; where nothing stands, beating a constant answer is enough.
@@ -30,7 +38,11 @@ VALIDATION = {
     "multilabel": ("log_loss", "micro_f1"),
     "regression": ("squared_error", "r2"),
 }
-_WORDS = {"r2": "R2", "pearson": "Pearson r", "spearman": "Spearman rho", "rmse": "RMSE", "mae": "MAE", "mse": "MSE"}
+_WORDS = {
+    "f1": "F1", "r2": "R2", "pearson": "Pearson r", "spearman": "Spearman rho", "rmse": "RMSE", "mae": "MAE",
+    "mse": "MSE", "mcc": "Matthews correlation", "roc_auc": "ROC AUC", "pr_auc": "PR AUC",
+    "top_5_accuracy": "top-5 accuracy", "brier": "Brier score",
+}  # fmt: skip
 
 
 def task_of(facts: Mapping[str, Any]) -> str:

@@ -185,10 +185,12 @@ class FinetuneSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How the test number and its interval are computed."""
+    """How the test number and its interval are computed, and what the model's answers promise."""
 
     bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
     interval: Annotated[Number, Field(gt=0.5, lt=1.0)] = 0.95
+    coverage: Annotated[Number, Field(ge=0.5, lt=1.0)] = 0.9
+    risk: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = None
 
 
 class PromoteSettings(Section):
@@ -197,6 +199,17 @@ class PromoteSettings(Section):
     metric: Literal["auto"] | Metric = "auto"
     minimum: Literal["auto"] | Annotated[Number, Field(ge=0.0)] = "auto"
     tolerance: Annotated[Number, Field(ge=0.0)] = 0.0
+    max_ece: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
+    leakage: Literal["report", "clean"] = "report"
+    min_slice: Annotated[Number, Field(ge=0.0)] | None = None
+    max_latency_ms: Annotated[Number, Field(gt=0.0)] | None = None
+    max_model_mb: Annotated[Number, Field(gt=0.0)] | None = None
+
+    @property
+    def off(self) -> set[str]:
+        """Names of conditions that ask nothing; older decisions knew none of them, and stay valid without."""
+        conditions = {"max_ece", "leakage", "min_slice", "max_latency_ms", "max_model_mb"}
+        return {name for name in conditions if getattr(self, name) in (None, "report")}
 
     @model_validator(mode="after")
     def _shares_stay_below_one(self) -> "PromoteSettings":

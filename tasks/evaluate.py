@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from regraft.data.records import Split, open_split, read_info
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION, label_set
 from regraft.determinism import set_up
 from regraft.errors import TrainingError
-from regraft.evaluation import columns
+from regraft.evaluation import certainty, columns, slices
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import Mistake, to_png
+from regraft.evaluation.probabilities import probability_metrics
 from regraft.evaluation.report import PAIRS_SHOWN, Facts, Pairs, Shown, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
 from regraft.files import read_json, replace_directory, write_json, write_text
@@ -26,9 +27,10 @@ from regraft.measures import headline
 from regraft.paths import Paths
 from regraft.progress import Progress
 from regraft.registry.promotion import PREDICTED, PROBABILITY, TRUE, compact_ids
-from regraft.registry.serving import ServedModel, export_saved_model, largest_difference, load_served
+from regraft.registry.serving import compile_outputs, export_saved_model, largest_difference, load_served
 from regraft.settings import EvaluateSettings
-from regraft.tuning.classifier import load_classifier
+from regraft.tuning.class_weights import log_weights
+from regraft.tuning.classifier import Classifier, load_classifier
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +50,21 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     for the same data and seed, but for speed.json and the speeds on the page.
 
     Raises:
-        TrainingError: If the exported model answers differently from the trained one.
+        TrainingError: If the exported model answers otherwise than the trained one, or a setting does not fit the task.
     """
     set_up(seed)
     classifier = load_classifier(paths.model, paths.backbones)
     test = open_split(paths.prepared, "test")
+    training = read_json(paths.reports / "training.json")
+    settled = _settle(classifier, training, paths, evaluate, seed)
+    temperature = settled.calibration.temperature
     with replace_directory(paths.serving) as directory:
-        export_saved_model(classifier, directory, example=test.inputs([0])[0])
+        export_saved_model(
+            classifier, directory, example=test.inputs([0])[0], temperature=temperature, facts=settled.facts()
+        )
         served = load_served(directory)
         sample = test.inputs(range(min(PARITY_EXAMPLES, len(test))))
-        difference = largest_difference(classifier, served, sample) / _unit(paths, test.task)
+        difference = largest_difference(classifier, served, sample, temperature=temperature) / _unit(paths, test.task)
         if not difference <= PARITY_TOLERANCE:  # true for NaN as well
             raise TrainingError(
                 f"The exported model differs from the trained one by {difference:.2g} in an answer (allowed: "
@@ -66,15 +73,20 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
             )
     log.info("the exported model agrees with the trained one within %.1g on %d examples", difference, len(sample))
 
-    answers = predict(served, test)
+    answers = predict(served.answers, test, "testing")
     probe = np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias
     judged = _judge_classes if test.task == CLASSIFICATION else _judge_columns
     outcome = judged(open_split(paths.prepared, "train"), test, answers, probe, evaluate=evaluate, seed=seed)
+    chance: Any = {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
+    if test.task != REGRESSION:
+        outcome.metrics["test"] |= probability_metrics(test.task, test.labels, answers, test.class_names, **chance)
     metrics = {
         "shipped": classifier.shipped,
         "task": classifier.task,
         "labels": list(classifier.labels),
         **outcome.metrics,
+        **certainty.measure(settled, answers, test.labels, **chance),
+        "slices": _slice(test, answers, chance),
     }
     write_json(paths.reports / "metrics.json", metrics)
     seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
@@ -99,7 +111,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         name=name,
         metrics=metrics,
         speed=speed,
-        training=read_json(paths.reports / "training.json"),
+        training=training,
         choice=read_json(paths.choice),
         data=data,
         download=read_json(paths.reports / "download.json"),
@@ -122,8 +134,56 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     write_text(paths.reports / "report.html", render_report(facts, plots))
 
 
-def predict(served: ServedModel, split: Split) -> np.ndarray:
-    """Return the answer to every example of `split`, float32, shape (len(split), K), in its order.
+def _settle(
+    classifier: Classifier, training: Mapping[str, Any], paths: Paths, evaluate: EvaluateSettings, seed: int
+) -> certainty.Certainty:
+    """Let validation data say how sure the model may be."""
+    if evaluate.risk is not None and classifier.task == REGRESSION:
+        raise TrainingError(
+            f"evaluate.risk is {evaluate.risk:g}, and this model answers real values, which do not say how sure they "
+            "are. Set it to null; `low` and `high` in its answers say how far off they may be."
+        )
+    validation = open_split(paths.prepared, "validation")
+    outputs = outputs_on(classifier, validation, paths.features / "validation.npy")
+    balance = None
+    if training.get("options", {}).get("class_weights") == "balanced":
+        train = open_split(paths.prepared, "train")
+        balance = np.exp(log_weights(train.labels, len(train.class_names)).astype(np.float64))
+    return certainty.settle(
+        classifier.task,
+        outputs,
+        validation.labels,
+        balance=balance,
+        coverage=evaluate.coverage,
+        risk=evaluate.risk,
+        seed=seed,
+    )
+
+
+def outputs_on(classifier: Classifier, split: Split, features: Path) -> np.ndarray:
+    """Return the model's logits or values of `split`, shape (N, K), before calibration.
+
+    If the backbone is still the frozen one, its features in the file `features` save running it.
+    """
+    if classifier.shipped == "probe":
+        outputs: np.ndarray = np.load(features) @ classifier.kernel + classifier.bias
+        return outputs
+    return predict(compile_outputs(classifier), split, "calibrating")
+
+
+def _slice(test: Split, answers: np.ndarray, chance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the model does on slices of the test split; `chance` is how intervals are drawn."""
+    found: dict[str, list[float]] = {}
+    for start in range(0, len(test), BATCH_SIZE):
+        contents = test.inputs(range(start, min(start + BATCH_SIZE, len(test))))
+        for name, values in slices.traits(test.kind, contents).items():
+            found.setdefault(name, []).extend(values)
+    given = {CLASSIFICATION: answers.argmax(axis=1), MULTILABEL: answers >= 0.5}.get(test.task, answers)
+    return slices.measure_slices(test.task, test.labels, given, found, **chance)
+
+
+def predict(answer: Callable[[Sequence[bytes | str]], np.ndarray], split: Split, doing: str) -> np.ndarray:
+    """Return what `answer` says to every example of `split`, float32, shape (len(split), K), in its order.
 
     Texts are answered in the order of their length: a batch is padded to its longest text, so mixing them costs time.
     """
@@ -131,10 +191,10 @@ def predict(served: ServedModel, split: Split) -> np.ndarray:
     if split.kind == "text":
         order.sort(key=lambda row: len(split.inputs([row])[0]))
     answers = np.empty((len(split), len(split.class_names)), np.float32)
-    progress = Progress(log, "testing", len(split), "examples")
+    progress = Progress(log, doing, len(split), "examples")
     for start in range(0, len(split), BATCH_SIZE):
         rows = order[start : start + BATCH_SIZE]
-        answers[rows] = served.answers(split.inputs(rows))
+        answers[rows] = answer(split.inputs(rows))
         progress.advance(len(rows))
     return answers
 

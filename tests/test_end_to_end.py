@@ -79,7 +79,8 @@ def test_a_consumer_needs_mlflow_and_tensorflow_only_and_sends_raw_bytes(finishe
         mlflow.set_tracking_uri("sqlite:///{project.root}/mlflow.db")
         model = mlflow.pyfunc.load_model("models:/discs@champion")
         answer = model.predict({{"image": [open({str(image)!r}, "rb").read()] * 3}})
-        assert list(answer.columns) == ["label", "probability", "probabilities"], answer
+        assert list(answer.columns) == ["label", "probability", "probabilities", "set"], answer
+        assert all(row.label in row.set for row in answer.itertuples())
         assert len(answer) == 3 and set(answer.label) == {{answer.label[0]}}
         assert abs(sum(answer.probabilities[0].values()) - 1) < 1e-5
         assert answer.label[0] == max(answer.probabilities[0], key=answer.probabilities[0].get)

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.evaluation.resampling import Array, central, draw_weights
 from regraft.measures import METRICS
 
-Array = NDArray[np.float64]
 Scorer = Callable[[Array, NDArray[Any], NDArray[Any]], Mapping[str, Array]]
-
-_WEIGHTS_AT_ONCE = 4_000_000
 
 
 def score_values(weights: Array, truth: NDArray[Any], answers: NDArray[Any]) -> dict[str, Array]:
@@ -142,7 +140,7 @@ def measure(
     """
     values = score_once(task, truth, answers)
     (resampled,) = resample(task, truth, (answers,), samples=samples, seed=seed)
-    return {metric: {"value": value, **_ends(resampled[metric], interval)} for metric, value in values.items()}
+    return {metric: {"value": value, **central(resampled[metric], interval)} for metric, value in values.items()}
 
 
 def gain(
@@ -159,7 +157,7 @@ def gain(
     ours, theirs = score_once(task, truth, answers), score_once(task, truth, other)
     first, second = resample(task, truth, (answers, other), samples=samples, seed=seed)
     return {
-        metric: {"value": value - theirs[metric], **_ends(first[metric] - second[metric], interval)}
+        metric: {"value": value - theirs[metric], **central(first[metric] - second[metric], interval)}
         for metric, value in ours.items()
     }
 
@@ -168,15 +166,10 @@ def resample(
     task: str, truth: NDArray[Any], answers: Sequence[NDArray[Any]], *, samples: int, seed: int
 ) -> list[dict[str, Array]]:
     """Return, for each of `answers` to the same questions, every metric on the same `samples` resamples, (samples,)."""
-    random = np.random.default_rng(seed)
-    rows = len(truth)
-    at_once = max(1, _WEIGHTS_AT_ONCE // rows)
-    parts: list[list[Mapping[str, Array]]] = []
-    for start in range(0, samples, at_once):
-        draws = min(at_once, samples - start)
-        picks = random.integers(0, rows, (draws, rows)) + np.arange(draws)[:, None] * rows
-        weights = np.bincount(picks.ravel(), minlength=draws * rows).reshape(draws, rows).astype(np.float64)
-        parts.append([SCORERS[task](weights, truth, given) for given in answers])
+    parts = [
+        [SCORERS[task](weights, truth, given) for given in answers]
+        for weights in draw_weights(len(truth), samples=samples, seed=seed)
+    ]
     return [
         {metric: np.concatenate([part[place][metric] for part in parts]) for metric in METRICS[task]}
         for place in range(len(answers))
@@ -196,9 +189,3 @@ def by_column(task: str, truth: NDArray[Any], answers: NDArray[Any], names: Sequ
                 "examples": int(truth[:, place].sum()),
             }
     return rows
-
-
-def _ends(scores: Array, interval: float) -> dict[str, float]:
-    tail = (1.0 - interval) / 2.0
-    low, high = np.quantile(scores, [tail, 1.0 - tail])
-    return {"low": float(low), "high": float(high)}

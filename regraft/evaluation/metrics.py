@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
 
-METRICS = ("accuracy", "precision", "recall", "f1")
+from regraft.evaluation.resampling import central, share_with_interval
+
+METRICS = ("accuracy", "precision", "recall", "f1", "balanced_accuracy", "mcc")
 _VALUES_AT_ONCE = 4_000_000
 
 
@@ -22,8 +24,9 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Return accuracy, macro precision, recall and F1 with intervals, the same per class, and the confusion matrix.
 
-    Macro averages run over the classes that have an example in `labels`; a class never predicted has
-    precision 0.
+    Macro averages run over the classes that have an example in `labels`; a class never predicted has precision 0.
+    Balanced accuracy is the macro recall by the name that people look for; `mcc` is Matthews' correlation of what is
+    true and what is answered, in [-1, 1], and 0 where one of them is always the same (Gorodkin, 2004).
 
     Args:
         labels: True classes, int64 in [0, classes), shape (N,), N >= 1.
@@ -35,9 +38,10 @@ def classification_metrics(
 
     Returns:
         {"accuracy": {"value", "low", "high"}, "precision": ..., "recall": ..., "f1": ...,
-        "per_class": {name: {"precision", "recall", "f1", "examples"}}, "confusion": rows are true classes,
-        "examples": N}. When all answers are right (or all wrong) resampling cannot tell how sure that is; the exact
-        binomial bound of the accuracy (Clopper & Pearson, 1934) then stands in for the missing end of all intervals.
+        "balanced_accuracy": ..., "mcc": ..., "per_class": {name: {"precision", "recall", "f1", "examples"}},
+        "confusion": rows are true classes, "examples": N}. When all answers are right (or all wrong) resampling cannot
+        tell how sure that is; the exact binomial bound of the accuracy then stands in for the missing end of all
+        intervals.
 
     Raises:
         ValueError: If there is no example.
@@ -54,16 +58,16 @@ def classification_metrics(
         "precision": precision[present].mean(),
         "recall": recall[present].mean(),
         "f1": f1[present].mean(),
+        "balanced_accuracy": recall[present].mean(),
+        "mcc": matthews_corrcoef(labels, predicted),
     }
     resampled = _resample((labels, predicted), classes=classes, samples=samples, seed=seed)[0]
-    ends = {name: _percentiles(scores, interval) for name, scores in resampled.items()}
-    bound = ((1.0 - interval) / 2.0) ** (1.0 / len(labels))
-    if values["accuracy"] == 1.0:
-        ends = dict.fromkeys(METRICS, (bound, 1.0))
-    elif values["accuracy"] == 0.0:
-        ends = dict.fromkeys(METRICS, (0.0, 1.0 - bound))
+    ends = {name: central(scores, interval) for name, scores in resampled.items()}
+    if values["accuracy"] in (0.0, 1.0):
+        bounds = share_with_interval(round(values["accuracy"] * len(labels)), len(labels), interval)
+        ends = {name: {"low": bounds["low"], "high": bounds["high"]} for name in METRICS}
     return {
-        **{name: {"value": float(values[name]), "low": ends[name][0], "high": ends[name][1]} for name in METRICS},
+        **{name: {"value": float(values[name]), **ends[name]} for name in METRICS},
         "per_class": {
             name: {
                 "precision": float(precision[index]),
@@ -111,8 +115,8 @@ def paired_gain(
     )
     gains = {}
     for name in METRICS:
-        low, high = _percentiles(ours_resampled[name] - theirs_resampled[name], interval)
-        gains[name] = {"value": float(ours[name][0] - theirs[name][0]), "low": low, "high": high}
+        difference = ours_resampled[name] - theirs_resampled[name]
+        gains[name] = {"value": float(ours[name][0] - theirs[name][0]), **central(difference, interval)}
     return gains
 
 
@@ -161,7 +165,17 @@ def _scores(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray, clas
         "precision": (precision * present).sum(axis=1) / there,
         "recall": recall.sum(axis=1) / there,
         "f1": f1.sum(axis=1) / there,
+        "balanced_accuracy": recall.sum(axis=1) / there,
+        "mcc": _matthews(right.sum(axis=1), support, chosen),
     }
+
+
+def _matthews(right: np.ndarray, support: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return Matthews' correlation, shape (S,), of right answers (S,), and of classes true and given, (S, classes)."""
+    total = support.sum(axis=1).astype(np.float64)
+    shared = right * total - (support * chosen).sum(axis=1)
+    spread = (total**2 - (support**2).sum(axis=1)) * (total**2 - (chosen**2).sum(axis=1))
+    return np.divide(shared, np.sqrt(spread), out=np.zeros(len(total)), where=spread > 0)
 
 
 def _sum_by_class(weights: np.ndarray, classes_of_cells: np.ndarray, classes: int) -> np.ndarray:
@@ -171,10 +185,3 @@ def _sum_by_class(weights: np.ndarray, classes_of_cells: np.ndarray, classes: in
         (np.ones(cells, np.int64), (classes_of_cells, np.arange(cells))), shape=(classes, cells)
     )
     return np.asarray((membership @ weights.T).T)
-
-
-def _percentiles(scores: np.ndarray, interval: float) -> tuple[float, float]:
-    """Return the ends of the central percentile interval (Efron & Tibshirani, 1993, section 13.3)."""
-    tail = (1.0 - interval) / 2.0
-    low, high = np.quantile(scores, [tail, 1.0 - tail])
-    return float(low), float(high)

@@ -143,6 +143,34 @@ def f1_figure(f1_by_class: Mapping[str, float], theme: Theme) -> bytes:
         return _png(figure)
 
 
+def reliability_figure(
+    rows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]] | None, theme: Theme
+) -> bytes:
+    """Draw how often predictions are right against how probable they were said to be; on the line, both are the same.
+
+    Args:
+        rows: Of each bin "probability" and "right", both in [0, 1], as the model ships.
+        before: The same before calibration; None where there is none.
+        theme: Colours.
+    """
+    with mpl.rc_context(_style(theme)):
+        figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0.0, 1.0], [0.0, 1.0], color=theme.line, linewidth=2, zorder=0)
+        for bins, colour, name in ((before, theme.bad, "before calibration"), (rows, theme.good, "as it ships")):
+            if bins is not None:
+                places = [[bin_[axis] for bin_ in bins] for axis in ("probability", "right")]
+                axes.plot(*places, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=name)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_aspect("equal", adjustable="box")
+        axes.set_xlabel("probability that was given")
+        axes.set_ylabel("share that is right")
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=theme.muted, loc="upper left")
+        _bare(axes)
+        return _png(figure)
+
+
 def scatter_figure(
     truth: NDArray[np.floating], answers: NDArray[np.floating], names: Sequence[str], theme: Theme
 ) -> bytes:

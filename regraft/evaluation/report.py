@@ -29,6 +29,7 @@ from regraft.evaluation.plots import (
     thumbnail,
     to_jpeg,
 )
+from regraft.evaluation.report_trust import trust_facts, trust_figures
 from regraft.measures import HEADLINES, LEADING, VALIDATION, task_of, words
 from regraft.settings import EvaluateSettings
 
@@ -126,7 +127,7 @@ def _page_figures(facts: Facts, theme: Theme) -> dict[str, bytes]:
         figures["residuals"] = residuals_figure(*facts.answers, facts.metrics["labels"], theme)
     if facts.training["history"]:
         figures["curves"] = _curves(facts.training, theme)
-    return figures
+    return figures | trust_figures(facts.metrics, theme)
 
 
 def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
@@ -178,6 +179,7 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         card=_card(facts),
         settings=_settings(facts),
         cores=facts.speed["cpu_cores"],
+        trust=trust_facts(facts.metrics, show=_show, percent=_percent, number=_number),
     )
 
 
@@ -196,7 +198,7 @@ def _rows(facts: Facts) -> Mapping[str, Any]:
 
 def _show(metric: str, value: float) -> str:
     """Return a metric for people: shares in percent, the others as numbers."""
-    if metric in ("r2", "pearson", "spearman"):
+    if metric in ("r2", "pearson", "spearman", "mcc", "log_loss", "brier"):
         return f"{value:z.4f}".replace("-", "−")
     return _number(value) if metric in _NUMBERS else _percent(value)
 

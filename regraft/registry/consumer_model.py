@@ -36,6 +36,8 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         self.labels: list[str] = facts["labels"]
         self.task: str = facts.get("task", "classification")
         self.pair: list[str] = facts.get("pair", [])
+        self.conformal: dict[str, Any] = facts.get("conformal", {})
+        self.doubt: dict[str, Any] = facts.get("doubt", {})
         import tensorflow as tf
 
         if facts.get("tensorflow_text", self.kind == "text"):
@@ -59,6 +61,11 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             list of strings) and `probabilities`. One of real values: `value` (double, in the target's own unit); for
             several targets a column for each, named like it.
 
+            If validation supports it, there is more, which holds the truth as often as `evaluate.coverage` asked
+            (`labels.json` says how often): `set`, a list of classes, the most probable first and never empty, or of the
+            labels that cannot be ruled out; `low` and `high` of a value, for several targets `NAME low`, `NAME high`.
+            If `evaluate.risk` was set: `is_sure` (boolean), false where it is better to say "do not know".
+
         Raises:
             MlflowException: If a row is empty, of another type, or an image or recording that cannot be decoded; the
                 message names the row. MLflow's model server answers it with status 400.
@@ -78,18 +85,45 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
     def _columns(self, answers: np.ndarray) -> dict[str, Any]:
         """Return what consumers get, by column, from answers of shape (rows, outputs)."""
         if self.task == "regression":
+            wide = answers.T.astype(np.float64)
             names = self.labels if len(self.labels) > 1 else ["value"]
-            return dict(zip(names, answers.T.astype(np.float64), strict=True))
+            columns = dict(zip(names, wide, strict=True))
+            widths = self.conformal.get("half_widths", [])
+            ends: dict[str, Any] = {}
+            for name, values, width in zip(names, wide, widths, strict=bool(widths)):
+                prefix = f"{name} " if len(names) > 1 else ""
+                ends |= {f"{prefix}low": values - width, f"{prefix}high": values + width}
+            # A target that is itself called `NAME low` keeps its column.
+            return columns | {name: values for name, values in ends.items() if name not in columns}
         probabilities = [dict(zip(self.labels, map(float, row), strict=True)) for row in answers]
         if self.task == "multilabel":
             held = [[name for name, share in row.items() if share >= 0.5] for row in probabilities]
-            return {"labels": held, "probabilities": probabilities}
+            return {"labels": held, "probabilities": probabilities, **self._certainty(answers)}
         best = answers.argmax(axis=1) if len(answers) else np.empty(0, np.int64)
         return {
             "label": [self.labels[place] for place in best],
             "probability": [float(row[place]) for row, place in zip(answers, best, strict=True)],
             "probabilities": probabilities,
+            **self._certainty(answers),
         }
+
+    def _certainty(self, answers: np.ndarray) -> dict[str, Any]:
+        """Return the columns `set` and `is_sure`, those that the model has."""
+        columns = self._sets(answers) if self.conformal else {}
+        if self.doubt:
+            wide = answers.astype(np.float64)
+            many = self.task == "multilabel"
+            sure = np.maximum(wide, 1.0 - wide).prod(axis=1) if many else wide.max(axis=1)
+            columns["is_sure"] = list(map(bool, sure >= self.doubt["least_sure"]))
+        return columns
+
+    def _sets(self, answers: np.ndarray) -> dict[str, Any]:
+        """Return the column `set`."""
+        held = answers >= self.conformal["least_probability"]
+        if self.task != "multilabel":
+            held |= answers == answers.max(axis=1, keepdims=True)
+        order = np.argsort(-answers, axis=1, kind="stable")
+        return {"set": [[self.labels[k] for k in ranked if row[k]] for ranked, row in zip(order, held, strict=True)]}
 
     def _checked(self, row: int, value: Any, column: str) -> bytes | str:
         if self.kind != "text" and isinstance(value, bytes | bytearray | memoryview) and len(value):

@@ -17,6 +17,7 @@ from regraft.errors import RegistryError, ResourceError
 from regraft.measures import MINIMUM
 from regraft.paths import REPOSITORY
 from regraft.registry import promotion, published
+from regraft.registry.conditions import condition_gates
 from regraft.registry.promotion import Answers, Gate
 from regraft.registry.published import CHAMPION, DECIDED, DECISION, PREVIOUS, Standing
 from regraft.registry.release import Release
@@ -101,6 +102,7 @@ def _gates(release: Release, champion: int | None) -> list[Gate]:
     gates = [promotion.majority_gate(metric, release.answers, release.constant)]
     if minimum is not None:
         gates.insert(0, promotion.minimum_gate(metric, release.test_metrics[metric]["value"], minimum))
+    gates += condition_gates(settings.promote, release.reports, release.paths)
     if champion is None:
         return gates
     theirs = release.client.get_model_version(release.name, str(champion))

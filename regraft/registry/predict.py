@@ -30,7 +30,8 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
 
     Returns:
         For each input, in order: input (as given) and the model's answer, ready for JSON: label, probability of that
-        label and probabilities by label; or labels and probabilities; or value, or a value for each target.
+        label and probabilities by label; or labels and probabilities; or value, or a value for each target; and what it
+        says about how sure it is, see `consumer_model.RawInputModel.predict`.
 
     Raises:
         RegistryError: If there is no such model, or its files are gone.
@@ -88,7 +89,7 @@ def _plain(cell: Any) -> Any:
     """Return a cell of an answer as JSON can hold it."""
     if isinstance(cell, Mapping):
         return {str(label): float(value) for label, value in cell.items()}
-    if isinstance(cell, str):
+    if isinstance(cell, str | bool):
         return cell
     return float(cell) if np.ndim(cell) == 0 else [str(label) for label in cell]
 

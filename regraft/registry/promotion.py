@@ -83,7 +83,7 @@ class Gate:
     """One condition on a new model, and how it came out.
 
     Attributes:
-        name: "minimum", "majority" (a constant answer) or "champion".
+        name: "minimum", "majority" (a constant answer), "champion", or the setting that asks for it: see `conditions`.
         passed: Whether the condition holds.
         reason: The outcome as a sentence with numbers.
         numbers: What the sentence is made from.

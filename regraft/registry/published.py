@@ -78,7 +78,7 @@ class Standing:
 
 def question(promote: PromoteSettings, champion: int | None) -> str:
     """Name the question "may a model replace version `champion` under the rules `promote`?"."""
-    rules = hashlib.sha256(promote.model_dump_json().encode()).hexdigest()[:16]
+    rules = hashlib.sha256(promote.model_dump_json(exclude=promote.off).encode()).hexdigest()[:16]
     return f"{rules} against {'nothing' if champion is None else f'version {champion}'}"
 
 

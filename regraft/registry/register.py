@@ -225,14 +225,22 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
 
     is_text = release.kind == "text"
     given = [ColSpec(DataType.string if is_text else DataType.binary, name) for name in release.pair or [release.kind]]
+    facts = read_json(release.paths.serving / "labels.json")
     probabilities = ColSpec(Map(DataType.double), "probabilities")
     if release.task == "regression":
-        names = release.answers.names if len(release.answers.names) > 1 else ("value",)
-        answered = [ColSpec(DataType.double, name) for name in names]
-    elif release.task == "multilabel":
-        answered = [ColSpec(Array(DataType.string), "labels"), probabilities]
+        is_single = len(release.answers.names) <= 1
+        names = ("value",) if is_single else release.answers.names
+        ends = [end if is_single else f"{name} {end}" for name in names for end in ("low", "high")]
+        more = [end for end in ends if "conformal" in facts and end not in names]
+        answered = [ColSpec(DataType.double, name) for name in (*names, *more)]
     else:
         answered = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), probabilities]
+        if release.task == "multilabel":
+            answered = [ColSpec(Array(DataType.string), "labels"), probabilities]
+        if "conformal" in facts:
+            answered.append(ColSpec(Array(DataType.string), "set"))
+        if "doubt" in facts:
+            answered.append(ColSpec(DataType.boolean, "is_sure"))
     suffix = {"image": "bin", "text": "txt", "audio": "wav"}[release.kind]
     raw = (release.paths.serving / f"input_example.{suffix}").read_bytes()
     example: dict[str, Any] = {release.kind: [raw.decode("utf-8") if is_text else raw]}
@@ -250,7 +258,7 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
         artifacts={"serving": str(release.paths.serving)},
         signature=ModelSignature(inputs=Schema(given), outputs=Schema(answered)),
         input_example=pd.DataFrame(example),
-        pip_requirements=_requirements(read_json(release.paths.serving / "labels.json")),
+        pip_requirements=_requirements(facts),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.errors import RegistryError
 from regraft.files import read_json
-from regraft.measures import LEADING, METRICS, task_of, words
+from regraft.measures import BESIDES, LEADING, METRICS, task_of, words
 from regraft.paths import Paths
 from regraft.registry import promotion, tracking
 from regraft.registry.promotion import Answers
@@ -88,7 +88,9 @@ class Release:
     @property
     def test_metrics(self) -> dict[str, dict[str, float]]:
         """Test metrics by name, each with value, low and high."""
-        return {name: self.reports["metrics"]["test"][name] for name in METRICS[self.task]}
+        test = self.reports["metrics"]["test"]
+        besides = {name: test[name] for name in BESIDES[self.task] if name in test}
+        return {name: test[name] for name in METRICS[self.task]} | besides
 
     @property
     def shipped(self) -> str:

@@ -8,7 +8,7 @@ Everything between a file and an answer is inside the graph, so a consumer needs
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,33 @@ class ServedModel:
         return None
 
 
-def export_saved_model(classifier: "Classifier", directory: Path, *, example: bytes | str) -> None:
+def compile_outputs(classifier: "Classifier") -> Callable[[Sequence[bytes | str]], np.ndarray]:
+    """Return a function of raw inputs to the model's outputs, logits or values, float32 (inputs, K): no temperature."""
+    signature = [tf.TensorSpec((None,), tf.string)]
+    compiled = tf.function(_outputs_of(classifier), input_signature=signature, autograph=False)
+    return lambda inputs: np.asarray(compiled(tf.constant(list(inputs), tf.string)))
+
+
+def _outputs_of(classifier: "Classifier") -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the function of raw strings (B,) to outputs, float32 (B, K), that becomes part of a graph."""
+    extractor, model = classifier.extractor, classifier.model
+    pixels = tf.TensorSpec(model.input_shape[1:], tf.float32) if extractor.kind != "text" else None
+
+    def outputs(raw: tf.Tensor) -> tf.Tensor:
+        prepared = tf.map_fn(extractor.prepare, raw, fn_output_signature=pixels) if pixels else extractor.prepare(raw)
+        return tf.cast(model(prepared, training=False), tf.float32)
+
+    return outputs
+
+
+def export_saved_model(
+    classifier: "Classifier",
+    directory: Path,
+    *,
+    example: bytes | str,
+    temperature: float = 1.0,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
     """Write `classifier` with its preprocessing as a SavedModel that takes raw input.
 
     The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images, WAV files or
@@ -108,24 +134,16 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
         classifier: The trained model, its feature extractor and its class names.
         directory: An empty folder; gets `saved_model/`, `labels.json` and the input example.
         example: One raw input, kept beside the model so that a consumer can try it.
+        temperature: What logits are divided by inside the graph.
+        facts: What `labels.json` says besides kind, task and labels.
     """
     extractor, model = classifier.extractor, classifier.model
     kind = extractor.kind
+    outputs_of, link, named = _outputs_of(classifier), LINKS[classifier.task], ANSWERS[classifier.task]
 
-    def answers(prepared: Any) -> dict[str, tf.Tensor]:
-        outputs = tf.cast(model(prepared, training=False), tf.float32)
-        return {ANSWERS[classifier.task]: LINKS[classifier.task](outputs)}
-
-    if kind != "text":
-        pixels = tf.TensorSpec(model.input_shape[1:], tf.float32)
-
-        def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
-            return answers(tf.map_fn(extractor.prepare, raw, fn_output_signature=pixels))
-
-    else:
-
-        def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
-            return answers(extractor.prepare(raw))
+    def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = outputs_of(raw)
+        return {named: link(outputs / temperature if temperature != 1.0 else outputs)}
 
     signature = [tf.TensorSpec((None,), tf.string, name=kind)]
     module = tf.Module()
@@ -137,12 +155,12 @@ def export_saved_model(classifier: "Classifier", directory: Path, *, example: by
     # It holds a random identifier and nothing that loading needs; without it the same model gives the same files.
     (saved_model / "fingerprint.pb").unlink(missing_ok=True)
 
-    facts: dict[str, Any] = {"kind": kind, "labels": list(classifier.labels), "task": classifier.task}
+    about: dict[str, Any] = {"kind": kind, "labels": list(classifier.labels), "task": classifier.task, **(facts or {})}
     if extractor.pair:
-        facts["pair"] = list(extractor.pair)
+        about["pair"] = list(extractor.pair)
     if kind == "text" and not extractor.needs_tensorflow_text:
-        facts["tensorflow_text"] = False
-    write_json(directory / LABELS, facts)
+        about["tensorflow_text"] = False
+    write_json(directory / LABELS, about)
     raw = example.encode() if isinstance(example, str) else example
     (directory / INPUT_EXAMPLES[kind]).write_bytes(raw)
     taken = {"image": "images", "text": "texts", "audio": "WAV files"}[kind]
@@ -168,13 +186,15 @@ def load_served(directory: Path) -> ServedModel:
     return ServedModel(facts["kind"], tuple(facts["labels"]), loaded, task_of(facts))
 
 
-def largest_difference(classifier: "Classifier", served: ServedModel, inputs: Sequence[bytes | str]) -> float:
+def largest_difference(
+    classifier: "Classifier", served: ServedModel, inputs: Sequence[bytes | str], *, temperature: float = 1.0
+) -> float:
     """Return the largest difference between an answer of the Keras model and of its export, over all `inputs`."""
     raw = tf.constant(list(inputs), tf.string)
     extractor = classifier.extractor
     prepare = tf.function(extractor.prepare, autograph=False)  # outside a graph a tokenizer returns lists
     prepared = tf.stack([prepare(one) for one in raw]) if extractor.kind != "text" else prepare(raw)
-    outputs = tf.cast(classifier.model.predict_on_batch(prepared), tf.float32)
+    outputs = tf.cast(classifier.model.predict_on_batch(prepared), tf.float32) / temperature
     return float(np.abs(LINKS[classifier.task](outputs).numpy() - served.answers(inputs)).max())
 
 

@@ -111,11 +111,11 @@ def test_a_paired_gain_is_surer_than_two_intervals_and_zero_against_itself():
 
 
 def test_many_examples_are_resampled_in_parts_of_bounded_size(monkeypatch):
-    from regraft.evaluation import columns
+    from regraft.evaluation import resampling
 
     truth, answers = values(40)
     whole = resample("regression", truth, (answers,), samples=30, seed=1)[0]
-    monkeypatch.setattr(columns, "_WEIGHTS_AT_ONCE", 100)
+    monkeypatch.setattr(resampling, "_WEIGHTS_AT_ONCE", 100)
     parts = resample("regression", truth, (answers,), samples=30, seed=1)[0]
     for name, scores in whole.items():
         np.testing.assert_allclose(parts[name], scores)

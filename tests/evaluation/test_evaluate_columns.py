@@ -160,6 +160,26 @@ def test_metrics_are_those_of_the_predictions_beside_the_probe_and_a_constant(ev
     assert set(metrics["test"]["by_column"]) == set(metrics["labels"])
 
 
+def test_intervals_of_values_and_sets_of_labels_reach_as_far_as_validation_says(evaluated):
+    metrics, facts = (
+        read_json(file) for file in (evaluated.reports / "metrics.json", evaluated.serving / "labels.json")
+    )
+    conformal = metrics["conformal"]
+    validation, served = open_split(evaluated.prepared, "validation"), load_served(evaluated.serving)
+    answers = served.answers(validation.inputs(range(30)))
+    if metrics["task"] == "regression":
+        assert metrics["calibration"]["method"] == "none"
+        assert "test" not in metrics["calibration"]
+        errors = np.sort(np.abs(answers - validation.labels), axis=0)
+        assert facts["conformal"]["half_widths"] == pytest.approx(errors[27], rel=1e-3)  # ceil(31 * 0.9) = 28
+        assert len(conformal["test"]["by_column"]) == 2
+    else:
+        least = np.sort(np.where(np.asarray(validation.labels, np.float64) > 0.5, answers, 1.0).min(axis=1))[2]
+        assert facts["conformal"]["least_probability"] == pytest.approx(least, abs=1e-5)
+        assert metrics["calibration"]["test"]["after"]["value"] >= 0.0
+    assert 0.0 <= conformal["test"]["coverage"]["low"] <= conformal["test"]["coverage"]["high"] <= 1.0
+
+
 def test_the_page_says_the_numbers_of_the_task_and_refers_to_nothing_outside(evaluated):
     page = (evaluated.reports / "report.html").read_text("utf-8")
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("</style>")[1]))
@@ -170,6 +190,8 @@ def test_the_page_says_the_numbers_of_the_task_and_refers_to_nothing_outside(eva
         for claim in ("R2 on 30 test examples", "RMSE", "shade, size of images", "always the mean of training"):
             assert claim in text
         assert "Confusion" not in text
+        assert "Intervals that keep a promise" in text
+        assert "expected calibration error" not in text
         assert {"scatter", "residuals", "curves"} <= plots
     else:
         assert "micro F1 on 30 test examples" in text
@@ -184,9 +206,17 @@ def test_a_second_run_writes_the_same_bytes_but_for_speeds(evaluated):
     assert {file for file in first if file.read_bytes() != first[file]} <= varies
 
 
+def test_real_values_cannot_be_doubted(tmp_path):
+    paths = make_project(tmp_path, "text", "regression")
+    with pytest.raises(TrainingError, match=r"evaluate\.risk is 0\.05, and this model answers real values"):
+        evaluate.run(SETTINGS.model_copy(update={"risk": 0.05}), "fruit", 7, paths)
+
+
 def test_a_difference_between_export_and_model_counts_in_units_of_the_target(tmp_path, monkeypatch):
     paths = make_project(tmp_path, "text", "regression")
     monkeypatch.setattr(evaluate, "PARITY_TOLERANCE", 1.0)
-    monkeypatch.setattr(evaluate, "largest_difference", lambda *_: 0.5)  # the second target deviates by less than 0.1
+    monkeypatch.setattr(
+        evaluate, "largest_difference", lambda *_, **__: 0.5
+    )  # the second target deviates by less than 0.1
     with pytest.raises(TrainingError, match="differs from the trained one"):
         evaluate.run(SETTINGS, "fruit", 7, paths)

@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from regraft.files import read_json, write_json
 from regraft.paths import Paths
 from regraft.registry.serving import INPUT_EXAMPLES, load_served
 from regraft.settings import EvaluateSettings
-from regraft.tuning.classifier import save_classifier
+from regraft.tuning.classifier import load_classifier, save_classifier, set_head
 from tasks import evaluate
 from tests.evaluation.small_models import data_card, picture, random_classifier
 
@@ -130,6 +132,64 @@ def test_metrics_are_those_of_the_predictions_and_the_probe_is_scored_on_its_fea
     labels = open_split(evaluated.prepared, "test").labels
     majority = metrics["labels"].index(metrics["majority"]["label"])
     assert metrics["majority"]["test"]["accuracy"]["value"] == pytest.approx((labels == majority).mean())
+
+
+def test_what_ships_is_calibrated_and_promises_sets_by_validation(evaluated):
+    metrics, facts = (
+        read_json(file) for file in (evaluated.reports / "metrics.json", evaluated.serving / "labels.json")
+    )
+    calibration, conformal = metrics["calibration"], metrics["conformal"]
+    assert calibration["method"] == ("temperature" if "temperature" in facts else "none")
+    assert calibration["test"]["after"]["low"] <= calibration["test"]["after"]["value"]
+    assert facts["conformal"] == {"coverage": 0.9, "least_probability": conformal["least_probability"]}
+    # The 28th of 30 validation errors: ceil(31 * 0.9). Reached through the export, not the model in memory.
+    validation, served = open_split(evaluated.prepared, "validation"), load_served(evaluated.serving)
+    of_label = served.probabilities(validation.inputs(range(30)))[np.arange(30), validation.labels]
+    assert conformal["least_probability"] == pytest.approx(np.sort(of_label)[2], abs=1e-5)
+    test = open_split(evaluated.prepared, "test")
+    answers = served.probabilities(test.inputs(range(30)))
+    held = (answers >= conformal["least_probability"]) | (answers == answers.max(axis=1, keepdims=True))
+    assert conformal["test"]["coverage"]["value"] == pytest.approx(held[np.arange(30), test.labels].mean())
+    assert conformal["test"]["set_size"]["value"] == pytest.approx(held.sum(axis=1).mean())
+
+
+def test_the_page_says_how_sure_the_model_may_be_and_where_it_is_worst(evaluated):
+    metrics = read_json(evaluated.reports / "metrics.json")
+    page = (evaluated.reports / "report.html").read_text("utf-8")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("</style>")[1]))
+    shown = metrics["calibration"]["test"]["after"]["value"]
+    assert f"as it ships {100 * shown:.1f}%" in text
+    assert "Share of predictions that are right" in page
+    covered = metrics["conformal"]["test"]["coverage"]["value"]
+    assert f"On the test split it did for {100 * covered:.1f}%" in text
+    assert "No slice has 20 test examples" in text
+    assert f"Matthews correlation {metrics['test']['mcc']['value']:z.4f}" in text.replace("−", "-")
+    assert (evaluated.reports / "plots" / "reliability.png").exists()
+
+
+def test_a_temperature_is_part_of_the_graph_for_the_probe_as_for_a_tuned_model(tmp_path):
+    answers = {}
+    for shipped in ("probe", "lp_ft"):
+        paths = make_project(tmp_path / shipped, "image")
+        classifier = replace(load_classifier(paths.model, paths.backbones), shipped=shipped)
+        kernel, bias = 40.0 * classifier.kernel, 40.0 * classifier.bias  # far too sure
+        set_head(classifier.model, kernel, bias)
+        save_classifier(paths.model, replace(classifier, kernel=kernel, bias=bias))
+        train = open_split(paths.prepared, "validation").inputs(range(30))
+        features = classifier.extractor.model.predict_on_batch(
+            tf.stack([classifier.extractor.prepare(x) for x in train])
+        )
+        np.save(paths.features / "validation.npy", features)
+        evaluate.run(SETTINGS.model_copy(update={"risk": 0.9}), "fruit", 7, paths)
+        doubt, facts = read_json(paths.reports / "metrics.json")["doubt"], read_json(paths.serving / "labels.json")
+        assert facts["doubt"] == {"risk": 0.9, "least_sure": doubt["least_sure"]}
+        assert 0.0 < doubt["test"]["answered"]["value"] <= 1.0
+        calibration = read_json(paths.reports / "metrics.json")["calibration"]
+        assert calibration["method"] == "temperature"
+        assert calibration["temperature"] > 5.0
+        assert calibration["test"]["after"]["value"] < calibration["test"]["before"]["value"]
+        answers[shipped] = load_served(paths.serving).probabilities(train)
+    np.testing.assert_allclose(answers["probe"], answers["lp_ft"], atol=1e-3)
 
 
 def test_the_majority_class_is_that_of_the_training_split(evaluated):

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from regraft.evaluation.metrics import classification_metrics, most_frequent_confusions, paired_gain
+from regraft.evaluation.resampling import share_with_interval
 
 SETTINGS: Any = {"samples": 1000, "interval": 0.95, "seed": 7}
 
@@ -42,7 +43,10 @@ def test_intervals_are_those_of_drawing_examples_again_and_again():
     draws = random.integers(0, 150, (4000, 150))
     accuracies = (labels == predicted)[draws].mean(axis=1)
     f1s = [f1_score(labels[draw], predicted[draw], average="macro") for draw in draws[:1500]]
-    for name, scores in (("accuracy", accuracies), ("f1", f1s)):
+    matthews = [matthews_corrcoef(labels[draw], predicted[draw]) for draw in draws[:1500]]
+    assert metrics["mcc"]["value"] == pytest.approx(matthews_corrcoef(labels, predicted))
+    assert metrics["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    for name, scores in (("accuracy", accuracies), ("f1", f1s), ("mcc", matthews)):
         low, high = np.quantile(scores, [0.025, 0.975])
         assert metrics[name]["low"] == pytest.approx(low, abs=0.012)
         assert metrics[name]["high"] == pytest.approx(high, abs=0.012)
@@ -112,3 +116,9 @@ def test_the_most_frequent_confusions_come_first_and_right_answers_are_none():
 def test_an_empty_split_cannot_be_scored():
     with pytest.raises(ValueError, match="no examples"):
         classification_metrics(np.array([], np.int64), np.array([], np.int64), "ab", **SETTINGS)
+
+
+@pytest.mark.parametrize(("hits", "low", "high"), [(0, 0.0, 0.1684), (10, 0.2720, 0.7280), (20, 0.8316, 1.0)])
+def test_the_exact_interval_of_a_share_is_that_of_the_tables(hits, low, high):
+    share = share_with_interval(hits, 20, 0.95)
+    assert (share["low"], share["high"]) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))

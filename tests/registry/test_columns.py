@@ -122,6 +122,29 @@ def test_consumers_get_a_column_for_each_value_in_its_own_unit(project: Callable
     assert row["metrics"]["rmse"] == pytest.approx(2.0)
 
 
+def test_promises_are_columns_of_their_own(project: Callable[..., Project]) -> None:
+    made = project(error=2.0)
+    facts = {"kind": "image", "labels": list(NAMES), "task": "regression"}
+    promise = {"conformal": {"coverage": 0.9, "half_widths": [3.0, 0.5]}}
+    write_json(made.paths.serving / "labels.json", facts | promise)
+    assert published(made).promoted
+    model = load(made)
+    answers = model.predict({"image": [picture("red", 120)]})
+    columns_given = {"red": 122.0, "blue": 2.0, "red low": 119.0, "red high": 125.0, "blue low": 1.5, "blue high": 2.5}
+    assert answers.to_dict("records") == [columns_given]
+    assert model.metadata.get_output_schema().input_names() == list(columns_given)
+
+
+def test_sets_of_labels_hold_what_cannot_be_ruled_out(project: Callable[..., Project]) -> None:
+    made = project(task="multilabel", error=0.5)
+    facts = {"kind": "image", "labels": list(NAMES), "task": "multilabel"}
+    write_json(made.paths.serving / "labels.json", facts | {"conformal": {"coverage": 0.9, "least_probability": 0.3}})
+    assert published(made).promoted
+    answers = load(made).predict({"image": [picture("red", 120), picture("blue", 99)]})
+    assert answers["labels"].tolist() == [["red"], []]
+    assert answers["set"].tolist() == [["red"], ["blue"]]  # sigmoid(99 - 100 + 0.5) = 0.38
+
+
 def test_consumers_get_the_labels_that_hold_with_all_probabilities(project: Callable[..., Project]) -> None:
     made = project(task="multilabel", error=0.5)
     assert published(made).promoted

@@ -90,6 +90,33 @@ def test_bytes_are_accepted_as_a_table_and_as_a_dictionary(loaded: mlflow.pyfunc
     assert answers["probability"].iloc[0] == pytest.approx(np.exp(4) / (np.exp(4) + 2), abs=1e-5)
 
 
+def test_a_promise_reaches_consumers_as_a_set_with_the_most_probable_class_first(
+    make_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "project")
+    facts = {
+        "kind": "image",
+        "labels": list(COLOURS),
+        "conformal": {"coverage": 0.9, "least_probability": 0.2},
+        "doubt": {"risk": 0.05, "least_sure": 0.8},
+    }
+    write_json(project.paths.serving / "labels.json", facts)
+    publish(project.paths, project.settings, LINEAGE, project.fingerprint)
+    model = mlflow.pyfunc.load_model(next(project.paths.root.glob("mlartifacts/models/*/artifacts")))
+    # softmax of (200, 0, 0) / 50: only red is probable enough; of (20, 0, 0) / 50: 0.43, 0.29, 0.29
+    answers = model.predict({"image": [picture("red", 200), picture("red", 20)]})
+    assert answers["set"].tolist() == [["red"], ["red", "blue", "green"]]
+    assert answers["is_sure"].tolist() == [True, False]
+    assert [column.name for column in model.metadata.get_output_schema()][-2:] == ["set", "is_sure"]
+    (tmp_path / "red.png").write_bytes(picture("red", 200))
+    (asked,) = predict(project.paths, project.settings, "colours", [str(tmp_path / "red.png")])
+    assert (asked["set"], asked["is_sure"]) == (["red"], True)
+    consumer = model.unwrap_python_model()
+    consumer.conformal = {"coverage": 0.9, "least_probability": 0.999}
+    answers = consumer.predict(None, pd.DataFrame({"image": [picture("red", 20)]}))
+    assert answers["set"].tolist() == [["red"]]  # never empty
+
+
 @pytest.mark.parametrize("broken", [b"no image", b"", picture("red", 200)[:-30]])
 def test_the_row_of_an_unreadable_image_is_named(loaded: mlflow.pyfunc.PyFuncModel, broken: bytes) -> None:
     rows = [picture("red", 200)] * 70 + [broken] + [picture("blue", 100)]
