@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.evaluation.resampling import Array, central, draw_weights
-from regraft.tuning.scores import TEMPERATURES, label_losses, log_losses
+from regraft.tuning.scores import inverse_temperature, label_inverse_temperature, label_losses, log_losses
 
 BINS = 15
 _FEWEST_IN_A_BIN = 10
@@ -26,9 +25,10 @@ _FOLDS = 5
 # are, and more than doubled the calibration error.) Less sure answers cost little where they are wrong.
 _FEWEST_FOR_SURER = 200
 _CLEARLY = {"surer": 2.33, "less sure": 1.0}  # standard errors
-_LOSSES: dict[str, Callable[[NDArray[Any], NDArray[Any]], Array]] = {
-    CLASSIFICATION: log_losses,
-    MULTILABEL: label_losses,
+_LOSSES: dict[str, Callable[..., Array]] = {CLASSIFICATION: log_losses, MULTILABEL: label_losses}
+_INVERSE_TEMPERATURES: dict[str, Callable[..., float]] = {
+    CLASSIFICATION: inverse_temperature,
+    MULTILABEL: label_inverse_temperature,
 }
 
 
@@ -76,12 +76,7 @@ def fit_calibration(
     losses, wide = _LOSSES[task], outputs.astype(np.float64)
 
     def best(chosen: NDArray[np.bool_]) -> float:
-        def mean_loss(log_temperature: float) -> float:
-            scaled = wide[chosen] / np.exp(log_temperature)
-            return float(np.average(losses(scaled, labels[chosen]), weights=counts[chosen]))
-
-        found = minimize_scalar(mean_loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-5})
-        return float(np.exp(found.x))
+        return 1.0 / _INVERSE_TEMPERATURES[task](wide[chosen], labels[chosen], counts[chosen])
 
     fold = np.random.default_rng(seed).permutation(rows) % _FOLDS
     after = np.empty(rows)

@@ -80,12 +80,15 @@ def refined_log_losses(logits: NDArray[np.floating], labels: NDArray[np.integer]
     return log_losses(logits.astype(np.float64) * inverse_temperature(logits, labels), labels)
 
 
-def inverse_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+def inverse_temperature(
+    logits: NDArray[np.floating], labels: NDArray[np.integer], weights: NDArray[np.floating] | None = None
+) -> float:
     """Return what to multiply `logits` by for the lowest mean log loss, within 1 / `TEMPERATURES`.
 
     Args:
         logits: Shape (N, K), finite.
         labels: Shape (N,), in [0, K).
+        weights: What each example counts, shape (N,); None for all alike.
 
     Source: Guo et al., 2017 (arXiv:1706.04599).
     """
@@ -96,9 +99,9 @@ def inverse_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer
     for _ in range(40):
         middle = math.sqrt(low * high)
         scaled = wide * middle
-        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        expected = (weights * wide).sum(axis=1) / weights.sum(axis=1)
-        if float((expected - right).mean()) > 0.0:
+        shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        expected = (shares * wide).sum(axis=1) / shares.sum(axis=1)
+        if np.average(expected - right, weights=weights) > 0.0:
             high = middle
         else:
             low = middle
@@ -127,9 +130,15 @@ def label_losses(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> 
     return log_losses(*_as_pairs(logits, labels)).reshape(labels.shape).mean(axis=1)
 
 
-def label_inverse_temperature(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> float:
-    """Return what to multiply `logits` (N, K) of `labels` (N, K) by for the lowest mean log loss of a label."""
-    return inverse_temperature(*_as_pairs(logits, labels))
+def label_inverse_temperature(
+    logits: NDArray[np.floating], labels: NDArray[np.floating], weights: NDArray[np.floating] | None = None
+) -> float:
+    """Return what to multiply `logits` (N, K) of `labels` (N, K) by for the lowest mean log loss of a label.
+
+    `weights` (N,) are what each example counts; None for all alike.
+    """
+    each = None if weights is None else np.repeat(weights, labels.shape[1])
+    return inverse_temperature(*_as_pairs(logits, labels), each)
 
 
 def _as_pairs(
