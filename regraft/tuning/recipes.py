@@ -218,9 +218,7 @@ def refuse_what_does_not_fit(ways: Sequence[Way], data: Data, recipe: Recipe) ->
 
 
 def competitors(data: Data, *, has_attention: bool, accumulate: int = 1) -> tuple[Way, ...]:
-    """Return the ways that `strategy: auto` tries out, besides the probe.
-
-    `full` is left out: it differs from `lp_ft` in its head alone, and begins with a worse one.
+    """Return the ways that `strategy: auto` tries out, besides the probe: all that fit.
 
     Args:
         data: Decides by kind, task and examples a class.
@@ -228,8 +226,8 @@ def competitors(data: Data, *, has_attention: bool, accumulate: int = 1) -> tupl
         accumulate: Slices of a batch; `contrastive` needs it whole.
     """
     few = len(data.train.labels) <= FEW_A_CLASS * data.classes
-    if few and accumulate == 1 and fits(WAYS["contrastive"], data):
-        return (WAYS["lp_ft"], WAYS["contrastive"])
-    if has_attention:
-        return (WAYS["lp_ft"], WAYS["lora"])
-    return (WAYS["lp_ft"], WAYS["gradual"])
+    left_out = {
+        "lora": few or not has_attention,  # it spares memory, which few examples do not need
+        "contrastive": not few or accumulate > 1,
+    }
+    return tuple(way for way in WAYS.values() if fits(way, data) and not left_out.get(way.name))

@@ -1,14 +1,16 @@
 """Strategies: `probe` leaves the backbone alone, the others fine-tune it in one of the `recipes.WAYS`, with caution.
 
 The learning rate is tried out first, and the probe ships unless validation prefers the fine-tuned model. `auto` tries
-out several ways as well, gives the best of them the whole run (successive halving, with one halving), and ships it only
+out every way that fits as well, searches the rates of the best two, gives the best the whole run (successive halving), and ships it only
 if validation leaves no doubt that it is better than the probe.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ START_PENALTY_FACTOR = 10.0
 # Below this many validation examples a quarter of the training data is held out of the pilots, to judge them as well.
 ENOUGH_TO_JUDGE_PILOTS = 500
 TYPICAL_PILOTS = 4  # of a search among five rates
+FINALISTS = 2  # ways whose rates are searched, after one pilot of each
 JUDGING_FOLD = 0
 CHECKPOINT, PILOT_CHECKPOINT, PILOTS, BUDGET = "finetune.npz", "pilot.npz", "pilots.json", "budget.json"
 REHEARSALS = tuple(f"rehearsal-{fold}.npz" for fold in range(JUDGING_FOLDS))
@@ -136,29 +139,27 @@ def fine_tune(
     changes = {"image": augmentation(flip=flip.safe), "audio": augment_spectrograms}
     vary = changes.get(data.train.kind) if recipe.augment else None
     course = _Course(data, probe, recipe, vary=vary, scratch=scratch, run=run, devices=devices)
-    runner = _Runner(ways[0], model, backbone, course)
+    turns = _Turns(course, chain([(model, backbone)], models))
     searches = isinstance(recipe.learning_rate, str)
-    pilots: dict[str, list[Pilot]] = {}
     if recipe.budget_s is not None:
-        per_way = TYPICAL_PILOTS if searches else int(len(ways) > 1)
-        course.recipe = course.within_budget(runner, ways, per_way * len(ways))
-        runner.reset()
+        course.recipe = course.within_budget(turns.of(ways[0]), ways, searches=searches)
         if not course.recipe.epochs:
             why = f"finetune.budget_s: {recipe.budget_s:g} is too little for one epoch, and short runs before it."
             return model, probe_only(probe, objective, why)
-    if searches or len(ways) > 1:
-        for number, way in enumerate(ways):
-            if number:
-                model, backbone = next(models)
-                runner = _Runner(way, model, backbone, course)
-            rates = way.rates if isinstance(recipe.learning_rate, str) else (recipe.learning_rate,)
-            pilots[way.name] = course.run_pilots(runner, rates)
+    pilots: dict[str, list[Pilot]] = {}
+    if len(ways) > 1:
+        for way in ways:
+            pilots[way.name] = course.run_pilots(turns.of(way), course.rates(way), most=1)
+    if searches:
+        # The one whose turn it is goes first: the other's takes a model of its own.
+        for way in sorted(finalists(ways, pilots), key=lambda way: way is not turns.way):
+            pilots[way.name] = course.run_pilots(turns.of(way), course.rates(way))
     way = choose_way(ways, pilots)
     rate = choose_rate(pilots[way.name]) if way.name in pilots else float(recipe.learning_rate)
     if len(ways) > 1:
         log.info("%s did best in its pilots and gets the whole run", way.name)
-        model, backbone = next(models)
-        runner = _Runner(way, model, backbone, course)
+    runner = turns.of(way)
+    model = runner.model
     evidence = course.rehearse(runner, rate) if len(ways) > 1 else []
     history = course.run(runner, rate)
     runner.finish_head()
@@ -240,10 +241,17 @@ def choose_way(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> Way:
     """
     if len(ways) == 1:
         return ways[0]
-    finished = [way for way in ways if _losses(pilots[way.name])]
-    if not finished:
+    best = finalists(ways, pilots)[0]
+    if not _losses(pilots[best.name]):
         choose_rate([pilot for runs in pilots.values() for pilot in runs])  # names the rates in its error
-    return min(finished, key=lambda way: min(_losses(pilots[way.name])))
+    return best
+
+
+def finalists(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> list[Way]:
+    """Return the `FINALISTS` ways whose pilots have the lowest losses, the best first; the earlier of two equal ones."""
+    if len(ways) == 1:
+        return list(ways)
+    return sorted(ways, key=lambda way: min(_losses(pilots[way.name]), default=math.inf))[:FINALISTS]
 
 
 def _losses(pilots: list[Pilot]) -> list[float]:
@@ -338,8 +346,8 @@ class _Course:
             labels = smooth(labels, data.classes, recipe.label_smoothing)
         return mix(inputs, labels, seed, recipe.mixup) if recipe.mixup else (inputs, labels)
 
-    def within_budget(self, runner: "_Runner", ways: tuple[Way, ...], pilots: int) -> Recipe:
-        """Return the recipe with as many epochs as `budget_s` allows beside so many pilots; perhaps none.
+    def within_budget(self, runner: "_Runner", ways: tuple[Way, ...], *, searches: bool) -> Recipe:
+        """Return the recipe with as many epochs as `budget_s` allows beside the pilots; perhaps none.
 
         How fast it goes is measured once and kept in scratch, so that a run that is interrupted keeps to its plan.
         """
@@ -348,7 +356,10 @@ class _Course:
         kept = read_json(file) if file.exists() else {}
         if kept.get("run") != self._run:
             first_s, step_s = _seconds_of_steps(runner, self.everything)
-            compiling_s = first_s * (len(ways) + 1 if len(ways) > 1 else 1)
+            runner.reset()
+            final = min(len(ways), FINALISTS)
+            pilots = (len(ways) if len(ways) > 1 else 0) + (final * TYPICAL_PILOTS if searches else 0)
+            compiling_s = first_s * (len(ways) + final if len(ways) > 1 else 1)
             # Validation has no backward pass, which is two thirds of a step.
             per_epoch = self.everything.steps_per_epoch + len(self.judged.rows) / recipe.batch_size / 3.0
             rehearsals = folds_to_judge(len(self.data.train.labels), len(self.judged.rows)) if len(ways) > 1 else 0
@@ -361,6 +372,10 @@ class _Course:
             self.devices.copy_from_chief(file)
             kept = read_json(file)
         return replace(recipe, epochs=kept["epochs"])
+
+    def rates(self, way: Way) -> tuple[float, ...]:
+        """Return the rates worth trying: those of the way, or the one that is set."""
+        return way.rates if isinstance(self.recipe.learning_rate, str) else (self.recipe.learning_rate,)
 
     def plan(self, runner: "_Runner", epochs: int, steps_per_epoch: int, rate: float, patience_epochs: int) -> Plan:
         total = epochs * steps_per_epoch
@@ -413,8 +428,11 @@ class _Course:
             evidence.append(_Evidence(probe_logits, runner.logits(batches.of(held_out)), labels[held_out]))
         return evidence
 
-    def run_pilots(self, runner: "_Runner", rates: tuple[float, ...]) -> list[Pilot]:
-        """Run pilots until `next_rate` has none left; results are kept in scratch for a search that is interrupted."""
+    def run_pilots(self, runner: "_Runner", rates: tuple[float, ...], *, most: int | None = None) -> list[Pilot]:
+        """Run pilots until `next_rate` has none left, or until there are so many.
+
+        Results are kept in scratch, for a search that goes on and for one that was interrupted.
+        """
         data, everything = self.data, self.everything
         held_out = np.array([], np.int64)
         learned = np.arange(len(data.train.labels))
@@ -433,7 +451,7 @@ class _Course:
         kept = read_json(file) if file.exists() else {}
         known = kept["pilots"] if kept.get("run") == self._run else {}
         pilots = [Pilot(**pilot) for pilot in known.get(runner.way.name, [])]
-        while (rate := next_rate(pilots, rates)) is not None:
+        while (most is None or len(pilots) < most) and (rate := next_rate(pilots, rates)) is not None:
             # A head that has never seen the rows that judge.
             runner.begin(learned)
             name = f"{runner.way.name} at learning rate {rate:g}"
@@ -447,7 +465,27 @@ class _Course:
             known[runner.way.name] = [asdict(pilot) for pilot in pilots]
             write_json(file, {"run": self._run, "pilots": known})
             checkpoint.file.unlink(missing_ok=True)
-        return pilots
+        return pilots[:most]  # of a search that was interrupted there may be more
+
+
+class _Turns:
+    """Runners one at a time: several at once, with their optimizers, would not fit into a small GPU's memory."""
+
+    def __init__(self, course: _Course, models: Iterator[tuple[keras.Model, keras.Model]]) -> None:
+        self._course, self._models = course, models
+        self._runner: _Runner | None = None
+
+    @property
+    def way(self) -> Way | None:
+        """The way whose turn it is."""
+        return self._runner.way if self._runner else None
+
+    def of(self, way: Way) -> "_Runner":
+        """Return a runner for `way`, made anew unless it is the one whose turn it is."""
+        if self._runner is None or self._runner.way is not way:
+            self._runner = None
+            self._runner = _Runner(way, *next(self._models), self._course)
+        return self._runner
 
 
 class _Runner:
@@ -455,7 +493,7 @@ class _Runner:
 
     def __init__(self, way: Way, model: keras.Model, backbone: keras.Model, course: _Course) -> None:
         self.way = way
-        self._course, self._model = course, model
+        self._course, self.model = course, model
         self._head = get_head(model)
         self._rows = np.arange(len(course.data.train.labels))
         if way.lora_rank:
@@ -483,14 +521,14 @@ class _Runner:
     def reset(self) -> None:
         """Set everything back to the untouched backbone with the probe's head."""
         self.trainer.restore(self._untouched)
-        set_head(self._model, *self._head)
+        set_head(self.model, *self._head)
 
     def begin(self, rows: Labels) -> None:
         """Set everything back, with the head that learning from `rows` of the training data starts from."""
         self.reset()
         self._rows = rows
         if self.way.head == "zero":
-            set_head(self._model, *(np.zeros_like(part) for part in self._head))
+            set_head(self.model, *(np.zeros_like(part) for part in self._head))
         elif not self.way.contrastive:
             self._solve_head(self._course.data.train_features[rows], START_PENALTY_FACTOR * self._course.probe.penalty)
 
@@ -509,7 +547,7 @@ class _Runner:
         outputs = self.trainer.logits(batches.in_order())
         if not self.way.contrastive:
             return outputs
-        kernel, bias = get_head(self._model)
+        kernel, bias = get_head(self.model)
         return outputs @ kernel + bias
 
     def score(self, batches: Batches, labels: Labels) -> Score:
@@ -521,7 +559,7 @@ class _Runner:
         data = self._course.data
         labels = data.train.labels[self._rows]
         head = refit_probe(features, labels, classes=data.classes, penalty=penalty, objective=data.objective)
-        set_head(self._model, *head)
+        set_head(self.model, *head)
 
     def unfreezing(self, total_steps: int) -> Callable[[int], NDArray[np.float32]] | None:
         """Return which weights learn when, in a run of `total_steps`; None if all do at any time."""
