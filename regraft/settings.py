@@ -159,7 +159,7 @@ class FinetuneSettings(Section):
     epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0.0, le=1.0)] = "auto"
-    patience_epochs: Annotated[int, Field(ge=1)] = 2
+    patience_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     augment: bool = True
     layer_decay: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     l2_sp: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.0

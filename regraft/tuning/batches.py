@@ -76,8 +76,8 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch: the rows that fill no whole batch wait for another epoch's order."""
-        return max(1, len(self.rows) // self.batch_size)
+        """Optimizer steps in an epoch."""
+        return steps_in_epoch(len(self.rows), self.batch_size)
 
     def training(self, epoch: int, taken: int = 0) -> Iterator[Batch]:
         """Yield shuffled, augmented batches (inputs, labels) of `epoch`, which counts from 1.
@@ -213,6 +213,11 @@ def _traced(augment: Augment, shape: tf.TensorShape) -> Callable[[tf.Tensor, tf.
         vary, input_signature=[tf.TensorSpec((None, *shape), tf.float32), *numbers]
     )
     return graph
+
+
+def steps_in_epoch(examples: int, batch_size: int) -> int:
+    """Return the optimizer steps in an epoch: the rows that fill no whole batch wait for another epoch's order."""
+    return max(1, examples // batch_size)
 
 
 def epoch_order(rows: Rows, batch_size: int, *, seed: int, epoch: int, lengths: Rows | None = None) -> Rows:

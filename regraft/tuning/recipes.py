@@ -9,7 +9,7 @@ import tensorflow as tf
 from regraft.data.targets import CLASSIFICATION, REGRESSION
 from regraft.errors import TrainingError
 from regraft.settings import FinetuneSettings
-from regraft.tuning.batches import Source
+from regraft.tuning.batches import Source, steps_in_epoch
 from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.solvers import Features
 
@@ -134,27 +134,36 @@ PILOT_FRACTION = 0.25
 PILOT_STEPS_MOST = 100
 JUDGING_FOLDS = 4
 ENOUGH_TO_DECIDE = 200
-FEWEST_EPOCHS, MOST_EPOCHS = 4, 20
-STEPS_FROM_NOTHING, MOST_EPOCHS_FROM_NOTHING = 1500, 60
+FEWEST_EPOCHS, MOST_EPOCHS = 4, 100
+STEPS_FROM_NOTHING = 1500
+# Few examples make short epochs: two of them, four steps, are no reason to give up.
+PATIENCE_STEPS, LEAST_PATIENCE_EPOCHS = 50, 2
 
 
 def epochs_for(examples: int, batch_size: int, *, pretrained: bool = True) -> int:
-    """Return how many epochs `epochs: auto` allows: enough for `LEAST_STEPS` steps, from 4 to 20.
+    """Return how many epochs `epochs: auto` allows: enough for `LEAST_STEPS` steps, from 4 to 100.
 
     As in BiT-HyperRule (arXiv:1912.11370) steps are what counts: few examples need more passes to come as far. A
-    network that begins from nothing gets `STEPS_FROM_NOTHING` in at most `MOST_EPOCHS_FROM_NOTHING`.
+    network that begins from nothing gets `STEPS_FROM_NOTHING`.
     """
-    least, most = (LEAST_STEPS, MOST_EPOCHS) if pretrained else (STEPS_FROM_NOTHING, MOST_EPOCHS_FROM_NOTHING)
-    steps = max(1, examples // batch_size)
-    return min(most, max(FEWEST_EPOCHS, -(-least // steps)))
+    least = LEAST_STEPS if pretrained else STEPS_FROM_NOTHING
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-least // steps_in_epoch(examples, batch_size))))
+
+
+def patience_for(examples: int, batch_size: int) -> int:
+    """Return how many epochs `patience_epochs: auto` waits: `PATIENCE_STEPS` steps, and 2 at least."""
+    return max(LEAST_PATIENCE_EPOCHS, -(-PATIENCE_STEPS // steps_in_epoch(examples, batch_size)))
 
 
 def recipe_for(settings: FinetuneSettings, seed: int, examples: int, *, pretrained: bool) -> Recipe:
     """Return what a person set, with the rules for so many training examples in place of `auto`."""
     by_rule = epochs_for(examples, settings.batch_size, pretrained=pretrained)
     epochs = by_rule if settings.epochs == "auto" else settings.epochs
-    set_as_they_are = settings.model_dump(exclude={"strategy", "epochs", "class_weights", "precision"})
-    return Recipe(epochs=epochs, seed=seed, **set_as_they_are)
+    patience = settings.patience_epochs
+    if patience == "auto":
+        patience = patience_for(examples, settings.batch_size)
+    by_name = {"strategy", "epochs", "patience_epochs", "class_weights", "precision"}
+    return Recipe(epochs=epochs, patience_epochs=patience, seed=seed, **settings.model_dump(exclude=by_name))
 
 
 def from_nothing(way: Way) -> Way:

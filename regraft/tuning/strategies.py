@@ -1,8 +1,8 @@
 """Strategies: `probe` leaves the backbone alone, the others fine-tune it in one of the `recipes.WAYS`, with caution.
 
 The learning rate is tried out first, and the probe ships unless validation prefers the fine-tuned model. `auto` tries
-out every way that fits as well, searches the rates of the best two, gives the best the whole run (successive halving), and ships it only
-if validation leaves no doubt that it is better than the probe.
+out every way that fits as well, searches the rates of the best two, gives the best the whole run (successive halving),
+and ships it only if validation leaves no doubt that it is better than the probe.
 """
 
 import logging

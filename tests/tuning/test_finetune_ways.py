@@ -120,8 +120,8 @@ def test_contrastive_learning_is_refused_for_images(paths_of):
 @pytest.mark.parametrize(
     ("kind", "rivals"),
     [
-        pytest.param("image", ["lp_ft", "gradual"], marks=pytest.mark.slow),
-        ("text", ["lp_ft", "contrastive"]),
+        pytest.param("image", ["lp_ft", "full", "gradual"], marks=pytest.mark.slow),
+        ("text", ["lp_ft", "full", "gradual", "contrastive"]),
     ],
 )
 def test_auto_tries_what_fits_says_what_it_took_and_continues_to_the_same_bytes(paths_of, monkeypatch, kind, rivals):

@@ -6,16 +6,30 @@ import tensorflow as tf
 
 from regraft.tuning.batches import paired_order
 from regraft.tuning.objective import LIKENESS, OBJECTIVES
-from regraft.tuning.recipes import RATES, WAYS, Data, competitors, epochs_for, folds_to_judge, from_nothing
+from regraft.tuning.recipes import (
+    RATES,
+    WAYS,
+    Data,
+    competitors,
+    epochs_for,
+    folds_to_judge,
+    from_nothing,
+    patience_for,
+)
 from tests.tuning.sources import InMemory
 
 
-@pytest.mark.parametrize(("examples", "epochs"), [(16, 20), (320, 20), (640, 10), (1600, 4), (100_000, 4)])
+@pytest.mark.parametrize(("examples", "epochs"), [(16, 100), (66, 100), (320, 20), (640, 10), (1600, 4), (100_000, 4)])
 def test_few_examples_get_more_epochs_within_limits(examples, epochs):
     assert epochs_for(examples, 32) == epochs
 
 
-@pytest.mark.parametrize(("examples", "epochs"), [(16, 60), (1600, 30), (16_000, 4)])
+@pytest.mark.parametrize(("examples", "epochs"), [(16, 50), (66, 25), (640, 3), (1600, 2), (100_000, 2)])
+def test_patience_is_a_matter_of_steps_where_epochs_are_short(examples, epochs):
+    assert patience_for(examples, 32) == epochs
+
+
+@pytest.mark.parametrize(("examples", "epochs"), [(16, 100), (1600, 30), (16_000, 4)])
 def test_a_network_from_nothing_gets_more_steps(examples, epochs):
     assert epochs_for(examples, 32, pretrained=False) == epochs
 
@@ -42,10 +56,10 @@ def names(kind, *, per_class, task="classification", has_attention=True):
 
 
 def test_what_competes_depends_on_kind_task_and_examples_a_class():
-    assert names("text", per_class=64) == ["lp_ft", "contrastive"]
-    assert names("text", per_class=65) == ["lp_ft", "lora"]
-    assert names("text", per_class=8, task="regression") == ["lp_ft", "lora"]
-    assert names("image", per_class=8, has_attention=False) == ["lp_ft", "gradual"]
+    assert names("text", per_class=64) == ["lp_ft", "full", "gradual", "contrastive"]
+    assert names("text", per_class=65) == ["lp_ft", "full", "gradual", "lora"]
+    assert names("text", per_class=8, task="regression") == ["lp_ft", "full", "gradual"]
+    assert names("image", per_class=8, has_attention=False) == ["lp_ft", "full", "gradual"]
 
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 9, 9])
