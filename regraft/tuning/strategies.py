@@ -248,7 +248,7 @@ def choose_way(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> Way:
 
 
 def finalists(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> list[Way]:
-    """Return the `FINALISTS` ways whose pilots have the lowest losses, the best first; the earlier of two equal ones."""
+    """Return the `FINALISTS` ways whose pilots have the lowest losses, the best first; of equal ones the earlier."""
     if len(ways) == 1:
         return list(ways)
     return sorted(ways, key=lambda way: min(_losses(pilots[way.name]), default=math.inf))[:FINALISTS]
