@@ -33,8 +33,9 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         from flows.retrain import retrain
 
         _start_prefect()
-        # A server that Prefect started for this run does not come back; one of yours may be restarting.
-        patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 1}
+        # A server of yours may be restarting. One that Prefect started for this run does not come back, but says 503
+        # when runs of other projects, which share its SQLite file, write at the same moment: a quarter of a minute.
+        patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 3}
         handler = _RunHandler(console, status)
         loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
         if not debug:
