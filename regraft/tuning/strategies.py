@@ -46,7 +46,7 @@ from regraft.tuning.recipes import (
 from regraft.tuning.scores import Score
 from regraft.tuning.soft_labels import mix, smooth
 from regraft.tuning.solvers import Features, Labels
-from regraft.tuning.verdict import compare
+from regraft.tuning.verdict import Verdict, compare
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ ENOUGH_TO_JUDGE_PILOTS = 500
 TYPICAL_PILOTS = 4  # of a search among five rates
 FINALISTS = 2  # ways whose rates are searched, after one pilot of each
 JUDGING_FOLD = 0
+# Of the interval after which no further fold is asked: looking several times needs more than 95% each time.
+BEYOND_DOUBT = 0.99
 CHECKPOINT, PILOT_CHECKPOINT, PILOTS, BUDGET = "finetune.npz", "pilot.npz", "pilots.json", "budget.json"
 REHEARSALS = tuple(f"rehearsal-{fold}.npz" for fold in range(JUDGING_FOLDS))
 
@@ -160,18 +162,15 @@ def fine_tune(
         log.info("%s did best in its pilots and gets the whole run", way.name)
     runner = turns.of(way)
     model = runner.model
-    evidence = course.rehearse(runner, rate) if len(ways) > 1 else []
     history = course.run(runner, rate)
     runner.finish_head()
     probe_logits = probe.logits(data.validation_features[course.judged.rows])
-    evidence.append(_Evidence(probe_logits, runner.logits(course.judged), course.judged_labels))
-    verdict = compare(
-        np.concatenate([part.probe_logits for part in evidence]),
-        np.concatenate([part.tuned_logits for part in evidence]),
-        np.concatenate([part.labels for part in evidence]),
-        objective,
-        surely=len(ways) > 1,
-    )
+    evidence = _Evidence(probe_logits, runner.logits(course.judged), course.judged_labels)
+    temperature = objective.temperature(evidence.tuned_logits, evidence.labels)
+    folds = 0
+    if len(ways) > 1:
+        evidence, folds = course.cross_validate(runner, rate, evidence)
+    verdict = evidence.verdict(objective, surely=len(ways) > 1)
     if not verdict.prefers_tuned:
         runner.reset()
     competition = tuple(
@@ -199,7 +198,7 @@ def fine_tune(
         "best_epoch": history.best_epoch,
         "lowest_epoch": history.lowest_epoch,
         "tried": competition,
-        "comparison": {**asdict(verdict), "cross_validation_folds": len(evidence) - 1},
+        "comparison": {**asdict(verdict), "cross_validation_folds": folds},
     }
     why = verdict.sentence(history.best_epoch, objective)
     if len(ways) > 1:
@@ -209,7 +208,6 @@ def fine_tune(
         )
         why = f"{why} Of the strategies tried in short runs {way.name} was best (held-out loss: {tried})."
     shipped = way.name if verdict.prefers_tuned else "probe"
-    temperature = objective.temperature(evidence[-1].tuned_logits, evidence[-1].labels)
     return model, Tuned(shipped, why, facts, history, temperature)
 
 
@@ -301,6 +299,18 @@ class _Evidence:
     probe_logits: NDArray[np.float32]
     tuned_logits: NDArray[np.float32]
     labels: NDArray[Any]
+
+    def with_more(self, more: "_Evidence") -> "_Evidence":
+        """Return both together."""
+        return _Evidence(
+            np.concatenate([self.probe_logits, more.probe_logits]),
+            np.concatenate([self.tuned_logits, more.tuned_logits]),
+            np.concatenate([self.labels, more.labels]),
+        )
+
+    def verdict(self, objective: Objective, **options: Any) -> Verdict:
+        """Return what `verdict.compare` makes of it with `options`."""
+        return compare(self.probe_logits, self.tuned_logits, self.labels, objective, **options)
 
 
 class _Course:
@@ -399,12 +409,21 @@ class _Course:
             on_batch=lambda examples, loss: progress.advance(examples, f"loss {loss:.3f}"),
         )
 
-    def rehearse(self, runner: "_Runner", rate: float) -> list["_Evidence"]:
-        """Make the whole run without a fold of the training data, and judge by it, as often as it takes to decide."""
+    def cross_validate(self, runner: "_Runner", rate: float, evidence: "_Evidence") -> tuple["_Evidence", int]:
+        """Return `evidence` with that of as many folds as it takes to decide, and how many; leave `runner` as it is."""
+        finished, folds = runner.state(), 0
+        for more in self._rehearse(runner, rate):
+            evidence, folds = evidence.with_more(more), folds + 1
+            if evidence.verdict(self.data.objective, confidence=BEYOND_DOUBT).is_certain:
+                break
+        runner.restore(finished)
+        return evidence, folds
+
+    def _rehearse(self, runner: "_Runner", rate: float) -> Iterator["_Evidence"]:
+        """Make the whole run without a fold of the training data, and judge by it; then by another fold, and so on."""
         data, recipe, trainer = self.data, self.recipe, runner.trainer
         labels = data.train.labels
         fold_of = assign_folds(data.objective.groupings(labels)[0], JUDGING_FOLDS)
-        evidence = []
         for fold in range(folds_to_judge(len(labels), len(data.validation.labels))):
             learned, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
             if not len(held_out):
@@ -425,8 +444,7 @@ class _Course:
                 classes=data.classes, penalty=self.probe.penalty, objective=data.objective,
             )  # fmt: skip
             probe_logits = data.train_features[held_out] @ kernel + bias
-            evidence.append(_Evidence(probe_logits, runner.logits(batches.of(held_out)), labels[held_out]))
-        return evidence
+            yield _Evidence(probe_logits, runner.logits(batches.of(held_out)), labels[held_out])
 
     def run_pilots(self, runner: "_Runner", rates: tuple[float, ...], *, most: int | None = None) -> list[Pilot]:
         """Run pilots until `next_rate` has none left, or until there are so many.
@@ -494,7 +512,6 @@ class _Runner:
     def __init__(self, way: Way, model: keras.Model, backbone: keras.Model, course: _Course) -> None:
         self.way = way
         self._course, self.model = course, model
-        self._head = get_head(model)
         self._rows = np.arange(len(course.data.train.labels))
         if way.lora_rank:
             enable_lora(model, way.lora_rank)
@@ -516,19 +533,27 @@ class _Runner:
             accumulate=course.recipe.accumulate,
             everything_learns=way.everything_learns,
         )
-        self._untouched = self.trainer.state()
+        self._untouched = self.state()
+
+    def state(self) -> tuple[Any, tuple[Features, Features]]:
+        """Return all that training changes, for `restore`."""
+        return self.trainer.state(), get_head(self.model)
+
+    def restore(self, state: tuple[Any, tuple[Features, Features]]) -> None:
+        """Set everything back to `state`."""
+        self.trainer.restore(state[0])
+        set_head(self.model, *state[1])
 
     def reset(self) -> None:
         """Set everything back to the untouched backbone with the probe's head."""
-        self.trainer.restore(self._untouched)
-        set_head(self.model, *self._head)
+        self.restore(self._untouched)
 
     def begin(self, rows: Labels) -> None:
         """Set everything back, with the head that learning from `rows` of the training data starts from."""
         self.reset()
         self._rows = rows
         if self.way.head == "zero":
-            set_head(self.model, *(np.zeros_like(part) for part in self._head))
+            set_head(self.model, *(np.zeros_like(part) for part in get_head(self.model)))
         elif not self.way.contrastive:
             self._solve_head(self._course.data.train_features[rows], START_PENALTY_FACTOR * self._course.probe.penalty)
 

@@ -22,7 +22,7 @@ class Verdict:
         lost: Examples that the probe answers better.
         examples: How many were compared.
         prefers_tuned: Whether the fine-tuned model ships.
-        difference_low: Lower end of the 95% interval of the mean difference of losses, tuned minus probe.
+        difference_low: Lower end of the interval of the mean difference of losses, tuned minus probe.
         difference_high: Its upper end.
     """
 
@@ -34,6 +34,11 @@ class Verdict:
     prefers_tuned: bool
     difference_low: float
     difference_high: float
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval leaves no doubt which of the two has the lower loss."""
+        return self.difference_high < 0.0 or self.difference_low > 0.0
 
     def sentence(self, best_epoch: int, objective: Objective = CLASSES) -> str:
         """Return the decision and its reasons in words."""
@@ -57,6 +62,7 @@ def compare(
     objective: Objective = CLASSES,
     *,
     surely: bool = False,
+    confidence: float = 0.95,
 ) -> Verdict:
     """Judge the fine-tuned model against the probe on examples that trained neither.
 
@@ -69,12 +75,13 @@ def compare(
         tuned_logits: Shape (N, K), same rows.
         labels: Shape (N,) or (N, K).
         objective: What the outputs are.
-        surely: Prefer the fine-tuned model only if, besides, the 95% interval (Student's t) of the paired difference of
+        surely: Prefer the fine-tuned model only if, besides, the interval (Student's t) of the paired difference of
             losses lies below zero.
+        confidence: Of that interval.
     """
     gained, lost = objective.gained_and_lost(probe_logits, tuned_logits, labels)
     before, after = (objective.score(logits, labels) for logits in (probe_logits, tuned_logits))
-    low, high = _interval(after.refined_log_losses - before.refined_log_losses)
+    low, high = _interval(after.refined_log_losses - before.refined_log_losses, confidence)
     preferred = after.refined_log_loss < before.refined_log_loss and lost - gained <= (gained + lost) ** 0.5
     return Verdict(
         before.refined_log_loss, after.refined_log_loss, gained, lost, len(labels),
@@ -82,8 +89,12 @@ def compare(
     )  # fmt: skip
 
 
-def _interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95% interval of the mean of paired differences; that of one example, or of equal ones, is a point."""
+def _interval(differences: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Return the interval of the mean of paired differences; that of one example, or of equal ones, is a point."""
     mean, spread = float(differences.mean()), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
-    half = float(stats.t.ppf(0.975, max(1, len(differences) - 1))) * spread / math.sqrt(len(differences))
+    half = (
+        float(stats.t.ppf((1.0 + confidence) / 2.0, max(1, len(differences) - 1)))
+        * spread
+        / math.sqrt(len(differences))
+    )
     return mean - half, mean + half

@@ -15,7 +15,8 @@ from regraft.paths import Paths
 from regraft.settings import FinetuneSettings
 from regraft.tuning import loop, strategies
 from regraft.tuning.classifier import load_classifier
-from regraft.tuning.verdict import compare
+from regraft.tuning.recipes import WAYS
+from regraft.tuning.verdict import Verdict, compare
 from tests.tuning.test_finetune_stage import SEED, SIZES, made, make_project
 
 
@@ -170,3 +171,19 @@ def killed_after(checkpoints, chosen, paths, monkeypatch):
         except Killed:
             return True
     return False
+
+
+def test_folds_are_asked_only_until_there_is_no_doubt_and_leave_no_trace_in_the_model(paths_of, monkeypatch):
+    always_ship(monkeypatch)
+    monkeypatch.setattr(tasks.finetune, "competitors", lambda *_, **__: (WAYS["lp_ft"], WAYS["contrastive"]))
+    paths = paths_of("text")
+    weights = []
+    for certain, folds in ((False, 4), (True, 1)):
+        monkeypatch.setattr(Verdict, "is_certain", certain)
+        tasks.finetune.run(settings("auto"), SEED, paths)
+        assert read_json(paths.reports / "selection.json")["comparison"]["cross_validation_folds"] == folds
+        weights.append(load_classifier(paths.model, paths.backbones).model.get_weights())
+        shutil.rmtree(paths.model)
+        shutil.rmtree(paths.scratch)
+    for with_four, with_one in zip(*weights, strict=True):
+        np.testing.assert_array_equal(with_four, with_one)
