@@ -17,6 +17,8 @@ from regraft.tuning.solvers import Features
 RATES = (1.0e-5, 3.0e-5, 1.0e-4, 3.0e-4, 1.0e-3)
 # Weights that begin from nothing have further to go.
 RATES_FROM_NOTHING = (1.0e-4, 3.0e-4, 1.0e-3, 3.0e-3, 1.0e-2)
+# A head of zeros has further to go than a solved one.
+RATES_OF_ZERO_HEAD = (3.0e-5, 1.0e-4, 3.0e-4, 1.0e-3, 3.0e-3)
 # The few weights of LoRA begin at zero and bear steps ten times as long.
 LORA_RATES = (1.0e-4, 3.0e-4, 1.0e-3, 3.0e-3, 1.0e-2)
 
@@ -116,7 +118,7 @@ WAYS = {
         Way("lp_ft"),
         # The plain recipe. A head of zeros, as BiT has it (Kolesnikov et al., 2020, arXiv:1912.11370), is no worse than
         # a random one and needs no seed.
-        Way("full", head="zero"),
+        Way("full", head="zero", rates=RATES_OF_ZERO_HEAD),
         Way("gradual", gradual=True),
         # Hu et al., 2021 (arXiv:2106.09685), on queries and values.
         Way("lora", lora_rank=8, rates=LORA_RATES),
@@ -184,7 +186,7 @@ def epochs_within(steps: float, epochs: int, *, steps_per_epoch: float, pilots: 
         epochs: Wanted.
         steps_per_epoch: What an epoch takes, validation included, in steps.
         pilots: How many come first, see `pilot_steps`.
-        rehearsals: How many runs without one of `JUDGING_FOLDS` folds come before the run.
+        rehearsals: How many runs without one of `JUDGING_FOLDS` folds there are besides.
     """
     runs = 1.0 + rehearsals * (1.0 - 1.0 / JUDGING_FOLDS)
     for fewer in range(epochs, 0, -1):

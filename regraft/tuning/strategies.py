@@ -65,7 +65,6 @@ JUDGING_FOLD = 0
 # Of the interval after which no further fold is asked: looking several times needs more than 95% each time.
 BEYOND_DOUBT = 0.99
 CHECKPOINT, PILOT_CHECKPOINT, PILOTS, BUDGET = "finetune.npz", "pilot.npz", "pilots.json", "budget.json"
-REHEARSALS = tuple(f"rehearsal-{fold}.npz" for fold in range(JUDGING_FOLDS))
 
 
 @dataclass(frozen=True)
@@ -148,40 +147,26 @@ def fine_tune(
         if not course.recipe.epochs:
             why = f"finetune.budget_s: {recipe.budget_s:g} is too little for one epoch, and short runs before it."
             return model, probe_only(probe, objective, why)
-    pilots: dict[str, list[Pilot]] = {}
-    if len(ways) > 1:
-        for way in ways:
-            pilots[way.name] = course.run_pilots(turns.of(way), course.rates(way), most=1)
-    if searches:
-        # The one whose turn it is goes first: the other's takes a model of its own.
-        for way in sorted(finalists(ways, pilots), key=lambda way: way is not turns.way):
-            pilots[way.name] = course.run_pilots(turns.of(way), course.rates(way))
-    way = choose_way(ways, pilots)
-    rate = choose_rate(pilots[way.name]) if way.name in pilots else float(recipe.learning_rate)
-    if len(ways) > 1:
-        log.info("%s did best in its pilots and gets the whole run", way.name)
+    contest = _compete(ways, course, turns, searches=searches)
+    way = contest.way
     runner = turns.of(way)
     model = runner.model
-    history = course.run(runner, rate)
+    history = course.run(runner, contest.rate)
     runner.finish_head()
     probe_logits = probe.logits(data.validation_features[course.judged.rows])
     evidence = _Evidence(probe_logits, runner.logits(course.judged), course.judged_labels)
     temperature = objective.temperature(evidence.tuned_logits, evidence.labels)
     folds = 0
     if len(ways) > 1:
-        evidence, folds = course.cross_validate(runner, rate, evidence)
+        evidence, folds = course.cross_validate(runner, contest.rate, evidence)
     verdict = evidence.verdict(objective, surely=len(ways) > 1)
     if not verdict.prefers_tuned:
         runner.reset()
-    competition = tuple(
-        {"strategy": name, "log_loss": min(_losses(runs), default=None), "pilots": [asdict(pilot) for pilot in runs]}
-        for name, runs in pilots.items()
-        if len(ways) > 1
-    )
+    competition = contest.facts() if len(ways) > 1 else ()
     facts = {
-        "learning_rate": rate,
+        "learning_rate": contest.rate,
         "learning_rate_chosen_by": "pilot runs" if searches else "settings",
-        "pilots": [asdict(pilot) for pilot in pilots.get(way.name, [])],
+        "pilots": [asdict(pilot) for pilot in contest.pilots.get(way.name, [])],
         "augmentation": {
             "used": course.vary is not None,
             "flip": flip.safe,
@@ -202,11 +187,7 @@ def fine_tune(
     }
     why = verdict.sentence(history.best_epoch, objective)
     if len(ways) > 1:
-        tried = ", ".join(
-            f"{row['strategy']} {row['log_loss']:.4f}" if row["log_loss"] is not None else f"{row['strategy']} diverged"
-            for row in competition
-        )
-        why = f"{why} Of the strategies tried in short runs {way.name} was best (held-out loss: {tried})."
+        why = f"{why} Of the strategies tried in shorter runs {way.name} was best ({contest.in_words()})."
     shipped = way.name if verdict.prefers_tuned else "probe"
     return model, Tuned(shipped, why, facts, history, temperature)
 
@@ -231,25 +212,92 @@ def try_out(
     return pilot
 
 
-def choose_way(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> Way:
-    """Return the way whose best pilot has the lowest loss; the earlier of two equal ones.
+@dataclass(frozen=True)
+class _Contest:
+    """Which way gets the whole run, at which peak rate, and how all did.
+
+    Attributes:
+        way: The winner.
+        rate: Its peak rate.
+        pilots: Short runs by name of way, in the order of the ways.
+        rehearsals: Losses of whole runs without a fold of the training data, by name of way; see `_Course.rehearse`.
+    """
+
+    way: Way
+    rate: float
+    pilots: dict[str, list[Pilot]]
+    rehearsals: dict[str, float | None]
+
+    def facts(self) -> tuple[dict[str, Any], ...]:
+        """Return a row for each way, ready for JSON: losses of the best pilot and of the rehearsal, and the pilots."""
+        return tuple(
+            {
+                "strategy": name,
+                "log_loss": min(_losses(runs), default=None),
+                "rehearsal_log_loss": self.rehearsals.get(name),
+                "pilots": [asdict(pilot) for pilot in runs],
+            }
+            for name, runs in self.pilots.items()
+        )
+
+    def in_words(self) -> str:
+        """Return the losses of `facts` as a list in a sentence."""
+
+        def say(loss: float | None) -> str:
+            return "diverged" if loss is None else f"{loss:.4f}"
+
+        short = ", ".join(f"{name} {say(min(_losses(runs), default=None))}" for name, runs in self.pilots.items())
+        longer = ", ".join(f"{name} {say(loss)}" for name, loss in self.rehearsals.items())
+        return f"held-out loss: {short}" + (f"; of the best two in longer runs: {longer}" if longer else "")
+
+
+def _compete(ways: tuple[Way, ...], course: "_Course", turns: "_Turns", *, searches: bool) -> _Contest:
+    """Let `ways` compete by successive halving: a pilot each; more rates for the best; a whole run, if that is short.
+
+    Args:
+        ways: At least one.
+        course: What they run over.
+        turns: Makes their runners.
+        searches: Whether rates are to be found.
+
+    Raises:
+        TrainingError: If every pilot of every way diverged.
+    """
+    pilots: dict[str, list[Pilot]] = {}
+    if len(ways) > 1:
+        for way in ways:
+            pilots[way.name] = course.run_pilots(turns.of(way), course.rates(way), most=1)
+    rivals = finalists(ways, pilots)
+    if searches:
+        # The one whose turn it is goes first: the other's takes a model of its own.
+        for way in sorted(rivals, key=lambda way: way is not turns.way):
+            pilots[way.name] = course.run_pilots(turns.of(way), course.rates(way))
+    rates = {
+        way.name: choose_rate(pilots[way.name]) if searches else float(course.recipe.learning_rate) for way in rivals
+    }
+    rivals = sorted(rivals, key=lambda way: min(_losses(pilots.get(way.name, [])), default=math.inf))
+    rehearsals: dict[str, float | None] = {}
+    if len(rivals) > 1 and course.folds:
+        for way in sorted(rivals, key=lambda way: way is not turns.way):
+            rehearsals[way.name] = course.loss_in_rehearsal(turns.of(way), rates[way.name])
+        rivals = sorted(rivals, key=lambda way: math.inf if (loss := rehearsals[way.name]) is None else loss)
+    if len(ways) > 1:
+        log.info("%s did best in shorter runs and gets the whole one", rivals[0].name)
+    return _Contest(rivals[0], rates[rivals[0].name], pilots, rehearsals)
+
+
+def finalists(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> list[Way]:
+    """Return the `FINALISTS` ways whose pilots have the lowest losses, the best first; of equal ones the earlier.
 
     Raises:
         TrainingError: If every pilot of every way diverged.
     """
     if len(ways) == 1:
-        return ways[0]
-    best = finalists(ways, pilots)[0]
-    if not _losses(pilots[best.name]):
-        choose_rate([pilot for runs in pilots.values() for pilot in runs])  # names the rates in its error
-    return best
-
-
-def finalists(ways: tuple[Way, ...], pilots: dict[str, list[Pilot]]) -> list[Way]:
-    """Return the `FINALISTS` ways whose pilots have the lowest losses, the best first; of equal ones the earlier."""
-    if len(ways) == 1:
         return list(ways)
-    return sorted(ways, key=lambda way: min(_losses(pilots[way.name]), default=math.inf))[:FINALISTS]
+    finished = [way for way in ways if _losses(pilots[way.name])]
+    if not finished:
+        choose_rate([pilot for runs in pilots.values() for pilot in runs])  # names the rates in its error
+    return sorted(finished, key=lambda way: min(_losses(pilots[way.name])))[:FINALISTS]
 
 
 def _losses(pilots: list[Pilot]) -> list[float]:
@@ -342,6 +390,13 @@ class _Course:
         self.everything = self._batches(data.train, np.arange(len(data.train.labels)), self._lengths)
         self.judged = self._batches(data.validation, by_length, None)
         self.judged_labels = data.validation.labels[by_length]
+        self._fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS)
+        # Of the training data, those that help to decide where validation examples are too few to.
+        self.folds = [
+            fold
+            for fold in range(folds_to_judge(len(data.train.labels), len(data.validation.labels)))
+            if (self._fold_of == fold).any()
+        ]
 
     def _batches(self, source: Source, rows: Labels, lengths: Labels | None) -> Batches:
         recipe = self.recipe
@@ -372,7 +427,8 @@ class _Course:
             compiling_s = first_s * (len(ways) + final if len(ways) > 1 else 1)
             # Validation has no backward pass, which is two thirds of a step.
             per_epoch = self.everything.steps_per_epoch + len(self.judged.rows) / recipe.batch_size / 3.0
-            rehearsals = folds_to_judge(len(self.data.train.labels), len(self.judged.rows)) if len(ways) > 1 else 0
+            # One of them is that of a finalist which then does not get the whole run.
+            rehearsals = len(self.folds) + bool(self.folds) if len(ways) > 1 else 0
             steps = (float(recipe.budget_s or 0.0) - compiling_s) / step_s
             epochs = epochs_within(
                 steps, recipe.epochs, steps_per_epoch=per_epoch, pilots=pilots, rehearsals=rehearsals
@@ -411,40 +467,57 @@ class _Course:
 
     def cross_validate(self, runner: "_Runner", rate: float, evidence: "_Evidence") -> tuple["_Evidence", int]:
         """Return `evidence` with that of as many folds as it takes to decide, and how many; leave `runner` as it is."""
-        finished, folds = runner.state(), 0
-        for more in self._rehearse(runner, rate):
-            evidence, folds = evidence.with_more(more), folds + 1
+        finished, asked = runner.state(), 0
+        for fold in self.folds:
+            evidence, asked = evidence.with_more(self.rehearse(runner, rate, fold)), asked + 1
             if evidence.verdict(self.data.objective, confidence=BEYOND_DOUBT).is_certain:
                 break
         runner.restore(finished)
-        return evidence, folds
+        return evidence, asked
 
-    def _rehearse(self, runner: "_Runner", rate: float) -> Iterator["_Evidence"]:
-        """Make the whole run without a fold of the training data, and judge by it; then by another fold, and so on."""
-        data, recipe, trainer = self.data, self.recipe, runner.trainer
+    def loss_in_rehearsal(self, runner: "_Runner", rate: float) -> float | None:
+        """Return the mean of the losses on validation data and on its fold after a rehearsal; None if it diverged."""
+        try:
+            held_out = self.rehearse(runner, rate, self.folds[0])
+        except Diverged as error:
+            log.info("%s at learning rate %g: %s", runner.way.name, rate, error)
+            return None
+        objective = self.data.objective
+        of_fold = objective.score(held_out.tuned_logits, held_out.labels)
+        of_validation = objective.score(runner.logits(self.judged), self.judged_labels)
+        loss = (of_fold.refined_log_loss + of_validation.refined_log_loss) / 2.0
+        log.info("%s without fold 1: held-out %s %.4f", runner.way.name, objective.loss_name, loss)
+        return loss
+
+    def rehearse(self, runner: "_Runner", rate: float, fold: int) -> "_Evidence":
+        """Make the whole run without a fold of the training data, and return what is said of that fold.
+
+        The runner keeps the model that came out, and a second call continues from its checkpoint, the end.
+
+        Raises:
+            Diverged: If the loss stops being a number.
+        """
+        data, recipe = self.data, self.recipe
         labels = data.train.labels
-        fold_of = assign_folds(data.objective.groupings(labels)[0], JUDGING_FOLDS)
-        for fold in range(folds_to_judge(len(labels), len(data.validation.labels))):
-            learned, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-            if not len(held_out):
-                continue
-            log.info("cross-validation, fold %d: training on %d, judging by %d", fold + 1, len(learned), len(held_out))
-            runner.begin(learned)
-            batches = self.everything.of(learned)
-            train(
-                trainer,
-                self.plan(runner, recipe.epochs, batches.steps_per_epoch, rate, recipe.patience_epochs),
-                runner.batches(batches).training,
-                lambda: runner.score(self.judged, self.judged_labels),
-                checkpoint=Checkpoint(self._scratch / REHEARSALS[fold], f"{self._run}/{runner.way.name}/{fold}"),
-            )
-            runner.finish_head()
-            kernel, bias = refit_probe(
-                data.train_features[learned], labels[learned],
-                classes=data.classes, penalty=self.probe.penalty, objective=data.objective,
-            )  # fmt: skip
-            probe_logits = data.train_features[held_out] @ kernel + bias
-            yield _Evidence(probe_logits, runner.logits(batches.of(held_out)), labels[held_out])
+        learned, held_out = np.flatnonzero(self._fold_of != fold), np.flatnonzero(self._fold_of == fold)
+        log.info("cross-validation, fold %d: training on %d, judging by %d", fold + 1, len(learned), len(held_out))
+        runner.begin(learned)
+        batches = self.everything.of(learned)
+        name = f"rehearsal-{runner.way.name}-{fold}"
+        train(
+            runner.trainer,
+            self.plan(runner, recipe.epochs, batches.steps_per_epoch, rate, recipe.patience_epochs),
+            runner.batches(batches).training,
+            lambda: runner.score(self.judged, self.judged_labels),
+            checkpoint=Checkpoint(self._scratch / f"{name}.npz", f"{self._run}/{name}"),
+        )
+        runner.finish_head()
+        kernel, bias = refit_probe(
+            data.train_features[learned], labels[learned],
+            classes=data.classes, penalty=self.probe.penalty, objective=data.objective,
+        )  # fmt: skip
+        probe_logits = data.train_features[held_out] @ kernel + bias
+        return _Evidence(probe_logits, runner.logits(batches.of(held_out)), labels[held_out])
 
     def run_pilots(self, runner: "_Runner", rates: tuple[float, ...], *, most: int | None = None) -> list[Pilot]:
         """Run pilots until `next_rate` has none left, or until there are so many.
@@ -455,8 +528,10 @@ class _Course:
         held_out = np.array([], np.int64)
         learned = np.arange(len(data.train.labels))
         if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS:
-            fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS)
-            held_out, learned = np.flatnonzero(fold_of == JUDGING_FOLD), np.flatnonzero(fold_of != JUDGING_FOLD)
+            held_out, learned = (
+                np.flatnonzero(self._fold_of == JUDGING_FOLD),
+                np.flatnonzero(self._fold_of != JUDGING_FOLD),
+            )
             everything = everything.of(learned)
         judges = [(self.judged, self.judged_labels)]
         if len(held_out):
