@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -301,6 +302,64 @@ def _say_answer(result: dict[str, Any]) -> str:
 
 
 @app.command()
+def score(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
+    ],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", parser=_folder, help="A folder of files, or a table (.csv, .jsonl, .parquet)."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=_folder, help="A folder for Parquet files.")],
+    *,
+    column: Annotated[str | None, typer.Option(help="Column of the table; by its name unless given.")] = None,
+    root: Root = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a folder or a table with a registered model, and say whether it drifted; goes on where it stopped."""
+    from flows.history import prepared_data
+    from regraft.files import write_json
+    from regraft.quiet import without_noise
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    settings = load_settings(paths.params)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with without_noise():
+        from regraft.registry import scored_drift, scoring
+        from regraft.registry.predict import open_model
+    with ExitStack() as stack:
+        with without_noise():
+            opened = stack.enter_context(open_model(paths, settings, model))
+        inputs = scoring.find_inputs(source, opened, column)
+        outcome = scoring.score(opened, inputs, out)
+    try:
+        with prepared_data(paths, f"{outcome['model']}/{outcome['version']}") as prepared:
+            outcome["drift"] = scored_drift.find_drift(paths, settings, outcome, inputs, out=out, prepared=prepared)
+    except RegraftError as error:  # the answers are complete, and what they came from may be gone for good
+        outcome |= {"drift": None, "drift_unknown": str(error)}
+    write_json(out / scoring.MANIFEST, outcome)
+    if as_json:
+        _print_json(outcome)
+        return
+    failed = f", {outcome['failed']} of them without an answer (column error says why)" if outcome["failed"] else ""
+    typer.echo(f"{outcome['rows']} rows{failed} by {outcome['model']} version {outcome['version']}: {out}")
+    if outcome["left_out"]:
+        typer.echo(f"left out {outcome['left_out']} file(s) of another kind")
+    if outcome["drift"] is None:
+        typer.echo(f"drift is not known: {outcome['drift_unknown']}")
+    _say_drift(outcome["drift"] or [])
+
+
+def _say_drift(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        verdict = "DRIFTED" if row["drifted"] else "no drift"
+        typer.echo(f"{verdict:<8}  {row['what']}: {row['effect']} {row['size']:+.3f}, {row['test']} p = {row['p']:.2g}")
+
+
+@app.command()
 def doctor(root: Root = HERE, as_json: AsJson = False) -> None:
     """Check this machine and project: versions, known traps, cache links, disk, devices, servers."""
     from regraft.doctor import check
@@ -356,9 +415,7 @@ def diff(
         ]
         more = f", and {len(found) - 5} more (--json lists all)" if len(found) > 5 else ""
         typer.echo(f"{what}: {len(found)}{': ' if found else ''}{', '.join(shown)}{more}")
-    for row in report["drift"]:
-        verdict = "DRIFTED" if row["drifted"] else "no drift"
-        typer.echo(f"{verdict:<8}  {row['what']}: {row['effect']} {row['size']:+.3f}, {row['test']} p = {row['p']:.2g}")
+    _say_drift(report["drift"])
 
 
 @data.command()

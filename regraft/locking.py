@@ -28,21 +28,32 @@ def project_lock(paths: Paths) -> Iterator[None]:
         yield
         return
     paths.state.mkdir(parents=True, exist_ok=True)
-    with (paths.state / "run.lock").open("a+") as file:
-        if not _try_lock(file):
-            file.seek(0)
-            raise ResourceError(
-                f"another run (process {file.read().strip() or 'unknown'}) is at work on {paths.root}; "
-                "wait for it to end, or stop it."
-            )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with exclusive(paths.state / "run.lock", paths.root):
         token = _held.set(_held.get() | {paths.root})
         try:
             yield
         finally:
             _held.reset(token)
+
+
+@contextmanager
+def exclusive(lock: Path, what: Path) -> Iterator[None]:
+    """Hold the file `lock`, which stands for `what`, for the length of the block; it stays behind.
+
+    Raises:
+        ResourceError: If another process holds it; the message says which.
+    """
+    with lock.open("a+") as file:
+        if not _try_lock(file):
+            file.seek(0)
+            raise ResourceError(
+                f"another run (process {file.read().strip() or 'unknown'}) is at work on {what}; "
+                "wait for it to end, or stop it."
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def is_running(paths: Paths) -> bool:

@@ -81,6 +81,26 @@ def read_version(prepared: Path, *, advance: Callable[[int], None] = lambda done
     return Version(info.kind, {identity: tuple(held) for identity, held in places.items()}, targets, measures)
 
 
+def measure(kind: str, givens: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Return the values of each input statistic of examples that are no prepared data; what cannot be read is left out.
+
+    Args:
+        kind: "image", "audio" or "text".
+        givens: Paths of files; of kind "text" the texts, or paths of .txt files.
+    """
+    measured = []
+    for given in givens:
+        is_file = kind != "text" or (given.lower().endswith(".txt") and "\n" not in given and Path(given).is_file())
+        try:
+            content: bytes | str = Path(given).read_bytes() if is_file else given
+            measured.append(
+                _MEASURES[kind](content.decode() if isinstance(content, bytes) and kind == "text" else content)
+            )
+        except (OSError, UnicodeDecodeError, audio.UnreadableAudio):
+            continue
+    return {name: np.array([one[name] for one in measured]) for name in measured[0]} if measured else {}
+
+
 def compare(before: Version, after: Version) -> dict[str, Any]:
     """Return what changed from `before` to `after`, ready for JSON.
 

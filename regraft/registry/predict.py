@@ -2,9 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +16,11 @@ from regraft.paths import Paths
 from regraft.registry import tracking
 from regraft.registry.versions import resolve
 from regraft.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Input = bytes | str | Mapping[str, str]
 
 
 def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[str]) -> list[dict[str, Any]]:
@@ -38,6 +45,59 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
         DataError: If a file is missing or no readable image or recording.
         ResourceError: If MLflow does not answer.
     """
+    with open_model(paths, settings, reference) as opened:
+        answers = opened.answer([opened.read(given) for given in inputs])
+    return [
+        {"input": given, **{str(column): _plain(cell) for column, cell in answer.items()}}
+        for given, answer in zip(inputs, answers.to_dict("records"), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A version of the registry, loaded.
+
+    Attributes:
+        name: Of the registered model.
+        version: Its number.
+        columns: What it takes: `image`, `audio`, `text`, or the names of the two texts of a pair.
+        loaded: What `mlflow.pyfunc.load_model` returned.
+    """
+
+    name: str
+    version: int
+    columns: tuple[str, ...]
+    loaded: Any
+
+    @property
+    def kind(self) -> str:
+        """What it takes: "image", "audio" or "text"."""
+        return self.columns[0] if len(self.columns) == 1 else "text"
+
+    def read(self, given: str) -> Input:
+        """Return the input that a path or a text stands for; see `predict`.
+
+        Raises:
+            DataError: If it is none.
+        """
+        return _read_pair(given, self.columns) if len(self.columns) == 2 else _READERS[self.columns[0]](given)
+
+    def answer(self, inputs: Sequence[Input]) -> "pd.DataFrame":
+        """Return the model's answers, a row for each of `inputs`; see `consumer_model.RawInputModel.predict`.
+
+        Raises:
+            MlflowException: If one of them cannot be answered; the message names its row.
+        """
+        import pandas as pd
+
+        if len(self.columns) == 2:
+            return self.loaded.predict(pd.DataFrame(list(inputs), columns=list(self.columns)))
+        return self.loaded.predict(pd.DataFrame({self.columns[0]: list(inputs)}))
+
+
+@contextmanager
+def open_model(paths: Paths, settings: Settings, reference: str) -> Iterator[OpenModel]:
+    """Load the registered model `reference`; arguments and errors as for `predict`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     name, number = resolve(paths, settings, reference)
     client = tracking.connect(paths, settings)
@@ -48,7 +108,6 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
     ):
         import mlflow.artifacts
         import mlflow.pyfunc
-        import pandas as pd
 
         source = client.get_model_version_download_uri(name, str(number))
         try:
@@ -60,29 +119,13 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
                 f"the files of {name} version {number} are not at {source} any more ({error}). Restore that folder, or "
                 "delete the version in MLflow and register the model again with `regraft run`."
             ) from error
-        model = mlflow.pyfunc.load_model(folder)
-        columns = model.metadata.get_input_schema().input_names()
-        readers: dict[str, Callable[[str], bytes | str]] = {
-            "image": _read_image,
-            "audio": _read_audio,
-            "text": _read_text,
-        }
-        is_pair = len(columns) == 2
-        if not is_pair and (len(columns) != 1 or columns[0] not in readers):
+        loaded = mlflow.pyfunc.load_model(folder)
+        columns = loaded.metadata.get_input_schema().input_names()
+        if len(columns) != 2 and (len(columns) != 1 or columns[0] not in _READERS):
             raise RegistryError(
                 f"{name} version {number} takes {columns}; only models of images, recordings or texts can be asked."
             )
-        if is_pair:
-            table: dict[str, list[Any]] = {
-                name: [_read_pair(given, columns)[name] for given in inputs] for name in columns
-            }
-        else:
-            table = {columns[0]: [readers[columns[0]](given) for given in inputs]}
-        answers = model.predict(pd.DataFrame(table))
-    return [
-        {"input": given, **{str(column): _plain(cell) for column, cell in answer.items()}}
-        for given, answer in zip(inputs, answers.to_dict("records"), strict=True)
-    ]
+        yield OpenModel(name, number, tuple(columns), loaded)
 
 
 def _plain(cell: Any) -> Any:
@@ -141,3 +184,6 @@ def _read_text(given: str) -> str:
         raise DataError(f"{given} cannot be read: {error.strerror}. This model answers texts and .txt files.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{given} is not UTF-8 text: {error}.") from None
+
+
+_READERS: dict[str, Callable[[str], bytes | str]] = {"image": _read_image, "audio": _read_audio, "text": _read_text}
