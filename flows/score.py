@@ -1,4 +1,4 @@
-"""The flow `score`: a registered model answers a folder or a table; if the input has drifted, it says so, or retrains."""
+"""The flow `score`: a registered model answers a folder or a table; it says if the input drifted, or retrains then."""
 
 import json
 import os
@@ -92,14 +92,14 @@ def answer(root: str, model: str, source: str, out: str, column: str | None) -> 
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
     ) as process:
-        assert process.stdout and process.stderr
         try:
-            for line in process.stderr:  # what it prints on standard output is short, and comes at its end
+            for line in process.stderr or ():  # what comes on standard output is short, and comes at the end
                 lines.append(line.rstrip())
                 logger.info(lines[-1])
-            printed = process.stdout.read()
-        finally:
-            process.terminate()  # of no effect if it has ended
+            printed = process.stdout.read() if process.stdout else ""
+        except BaseException:
+            process.terminate()
+            raise
     if process.returncode == 0:
         return json.loads(printed)
     message = f"scoring {source} failed:\n" + "\n".join(lines[-5:])
@@ -110,7 +110,7 @@ def answer(root: str, model: str, source: str, out: str, column: str | None) -> 
 def _publish(outcome: dict[str, Any], out: str) -> None:
     """Show what was scored, and what drifted, beside the run in Prefect."""
     rows = [
-        f"| {row['what']} | {row['effect']} {row['size']:+.3f} | {row['p']:.2g} | {'drifted' if row['drifted'] else 'no drift'} |"
+        f"| {row['what']} | {row['effect']} {row['size']:+.3f} | {row['p']:.2g} | {_verdict(row)} |"
         for row in outcome["drift"] or []
     ]
     unknown = [f"Drift is not known: {outcome['drift_unknown']}"] if outcome["drift"] is None else []
@@ -126,3 +126,7 @@ def _publish(outcome: dict[str, Any], out: str) -> None:
             ]
         ),
     )
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return "drifted" if row["drifted"] else "no drift"

@@ -18,6 +18,8 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
     """Run the flow `retrain` in this process and return its result; see `flows.retrain.retrain`."""
     # Without a server Prefect starts its own; on a busy machine that takes longer than the 20 s it allows itself.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+    # It would report to its makers.
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if not debug:
         # Prefect prints tracebacks of failed runs to its console handler; they still reach the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
