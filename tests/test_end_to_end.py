@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -102,6 +103,31 @@ def test_predict_answers_files_and_names_one_it_cannot_read(finished, tmp_path):
     assert done.returncode == 2
     assert "broken.png" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_scoring_answers_a_folder_says_whether_it_drifted_and_as_a_flow_tells_prefect(finished, tmp_path):
+    project, _ = finished
+    outcome = project.facts("score", "discs", str(project.root.parent / "images"), str(tmp_path / "answers"))
+    assert (outcome["rows"], outcome["failed"], outcome["finished"]) == (90, 0, True)
+    assert not [row["what"] for row in outcome["drift"] if row["drifted"]]
+
+    draw_images(tmp_path / "red", per_class=40, first=1000)
+    program = f"""
+        import json
+        from flows.score import score
+        from prefect.client.orchestration import get_client
+        outcome = score({str(tmp_path / "red" / "red")!r}, {str(tmp_path / "more")!r}, root={str(project.root)!r})
+        artifacts = get_client(sync_client=True).read_artifacts()
+        print(json.dumps([outcome, [artifact.key for artifact in artifacts]]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
+    scored, artifacts = json.loads(done.stdout.splitlines()[-1])
+    assert (scored["rows"], scored["failed"]) == (40, 0)
+    assert "answers" in {row["what"] for row in scored["drift"] if row["drifted"]}  # all of them are red
+    assert "drifted: " in done.stderr + done.stdout
+    assert "scores" in artifacts
 
 
 def test_a_changed_number_of_epochs_runs_two_stages_and_a_dead_mlflow_server_loses_nothing_of_them(copy):
