@@ -264,6 +264,41 @@ def models(root: Root = HERE, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def promote(
+    model: Annotated[str, typer.Argument(metavar="NAME/VERSION", help="A version, or NAME@challenger.")],
+    *,
+    despite_gates: Annotated[bool, typer.Option("--despite-gates", help="Even if a gate refused it.")] = False,
+    root: Root = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion by hand; the champion until now becomes `previous`."""
+    from regraft.registry.aliases import promote as promote_by_hand
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    _tell_move(promote_by_hand(paths, load_settings(paths.params), model, despite_gates=despite_gates), as_json=as_json)
+
+
+@app.command()
+def rollback(root: Root = HERE, as_json: AsJson = False) -> None:
+    """Make the champion's predecessor champion again; the two change places."""
+    from regraft.registry.aliases import rollback as roll_back
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    _tell_move(roll_back(paths, load_settings(paths.params)), as_json=as_json)
+
+
+def _tell_move(outcome: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(outcome)
+        return
+    before = f", version {outcome['previous']} is `previous`" if outcome["previous"] is not None else ""
+    verb = "is now" if outcome["moved"] else "was already"
+    typer.echo(f"version {outcome['champion']} of {outcome['name']} {verb} the champion{before}")
+
+
+@app.command()
 def predict(
     model: Annotated[
         str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")

@@ -19,7 +19,7 @@ from regraft.paths import REPOSITORY
 from regraft.registry import promotion, published
 from regraft.registry.conditions import condition_gates
 from regraft.registry.promotion import Answers, Gate
-from regraft.registry.published import CHAMPION, DECIDED, DECISION, PREVIOUS, Standing
+from regraft.registry.published import CHALLENGER, CHAMPION, DECIDED, DECISION, PREVIOUS, Standing
 from regraft.registry.release import Release
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def judge(release: Release, standing: Standing, version: "ModelVersion") -> Judg
         outcome = f"version {number} was judged before, against the same champion; the aliases stay where they are"
     elif recorded["promoted"]:
         is_champion = True
+        if published.version_of(client, name, CHALLENGER) == number:
+            client.delete_registered_model_alias(name, CHALLENGER)
         if champion is not None:
             client.set_registered_model_alias(name, PREVIOUS, str(champion))
         client.set_registered_model_alias(name, CHAMPION, str(number))
@@ -87,7 +89,8 @@ def judge(release: Release, standing: Standing, version: "ModelVersion") -> Judg
         outcome = f"version {number} is now the champion{replaced}"
     else:
         stays = "there is no champion yet" if champion is None else f"version {champion} stays the champion"
-        outcome = f"version {number} is registered without an alias; {stays}"
+        client.set_registered_model_alias(name, CHALLENGER, str(number))
+        outcome = f"version {number} is registered as {CHALLENGER!r}; {stays}"
     if version.tags.get(DECIDED) != recorded["question"]:
         client.set_model_version_tag(name, str(number), DECIDED, recorded["question"])
     reasons = [gate["reason"] for gate in recorded["gates"]]

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+CHALLENGER = "challenger"  # the latest version that did not become champion
 # Tags of runs and versions.
 FINGERPRINT = "regraft.fingerprint"
 DECISION = "regraft.decision"  # the gates and their outcome, as JSON
@@ -130,6 +131,12 @@ def ask_client(client: "MlflowClient", name: str, fingerprint: str) -> Standing:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return Standing(None, versions)  # no such alias, or no such model yet
+
+
+def version_of(client: "MlflowClient", name: str, alias: str) -> int | None:
+    """Return the version of the registered model `name` that carries `alias`; None if none does."""
+    number = client.get_registered_model(name).aliases.get(alias)
+    return None if number is None else int(number)
 
 
 def _read_database(database: Path, name: str, fingerprint: str) -> Standing:

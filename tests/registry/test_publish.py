@@ -105,7 +105,7 @@ def test_a_model_below_the_minimum_or_the_majority_is_refused_and_leaves_no_cham
     publication = publish_project(project)
     assert not publication.promoted
     assert [(gate["name"], gate["passed"]) for gate in publication.gates] == [("minimum", False), ("majority", False)]
-    assert aliases(project) == {}
+    assert aliases(project) == {"challenger": 1}
     assert is_published(project.paths, project.settings, project.fingerprint)
 
 
