@@ -208,6 +208,44 @@ def restore_output(root: Path, output_hash: str, folder: Path) -> None:
             ) from error
 
 
+def restore_stages(root: Path, names: Sequence[str]) -> None:
+    """Put the outputs of stages, as dvc.lock records them, into the project: from its cache, or from its remote.
+
+    Raises:
+        RegraftError: If neither holds all of them.
+    """
+    with _repository(Paths(root)) as repo:
+        try:
+            if repo.config["core"].get("remote"):
+                repo.fetch(targets=list(names))
+            repo.checkout(targets=list(names), force=True)
+        except (DvcException, FileNotFoundError) as error:
+            raise RegraftError(
+                f"what the stages {', '.join(names)} had made is no longer in the DVC cache, nor in a remote: "
+                f"{_chain(error)}"
+            ) from error
+
+
+def borrow_cache(root: Path, lender: Path) -> None:
+    """Make `root` a DVC project that uses the cache and the remotes of the project `lender`."""
+    _quiet_dvc()
+    Repo.init(str(root), no_scm=True).close()
+    with Repo(str(lender)) as repo:
+        cache, remotes_of = repo.cache.local_cache_dir, repo.config["remote"]
+        core = {name: repo.config["core"][name] for name in ("remote",) if name in repo.config["core"]}
+        links = repo.config["cache"].get("type")
+    with Repo(str(root)) as repo, repo.config.edit("local") as config:
+        config["core"] = {"analytics": False, "check_update": False, **core}
+        config["cache"] = {"dir": str(cache), **({"type": links} if links else {})}
+        config["remote"] = dict(remotes_of)
+
+
+def stage_names(root: Path) -> list[str]:
+    """Return the names of the stages in running order."""
+    with _repository(Paths(root)) as repo:
+        return [stage.name for stage in _ordered(repo)]
+
+
 def start_project(root: Path) -> None:
     """Make `root` a DVC project of its own, inside a git repository or not.
 

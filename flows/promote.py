@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from regraft.fingerprint import hash_bytes, locked_hash, release_fingerprint
 from regraft.paths import REPOSITORY, Paths
-from regraft.registry.published import DATA_MD5
+from regraft.registry.published import CODE_COMMIT, DATA_MD5
 from regraft.settings import load_settings
 
 
@@ -36,7 +36,7 @@ def promote(root: str, flow_run_id: str) -> dict[str, Any]:
 def lineage(paths: Paths, flow_run_id: str) -> dict[str, str]:
     """Return the tags that lead from a registered version back to what it was made of."""
     return {
-        "regraft.code_commit": git_commit(REPOSITORY),
+        CODE_COMMIT: git_commit(REPOSITORY),
         "regraft.project_commit": git_commit(paths.root),
         "regraft.dvc_lock_sha256": hash_bytes(paths.lock.read_bytes()),
         DATA_MD5: locked_hash(paths, paths.prepared),

@@ -299,6 +299,36 @@ def _tell_move(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 
 @app.command()
+def rebuild(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", parser=_folder, help="Keep it there, as a project of its own.")
+    ] = None,
+    root: Root = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Make a registered model again from its code, data and settings, and compare the test numbers."""
+    from flows.rebuild import rebuild as make_again
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    outcome = make_again(
+        paths, load_settings(paths.params), model, folder, on_line=lambda line: typer.echo(line, err=True)
+    )
+    if as_json:
+        _print_json(outcome)
+        return
+    parts = ("weights", "export", "answers")
+    bytes_of = ", ".join(f"{part} {'equal' if outcome[f'same_{part}'] else 'NOT equal'}" for part in parts)
+    typer.echo(
+        f"version {outcome['version']} of {outcome['name']}, made again with {outcome['code']}: test "
+        f"{outcome['metric']} {outcome['now']:.4f}, as registered; to the byte: {bytes_of}"
+    )
+
+
+@app.command()
 def predict(
     model: Annotated[
         str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")

@@ -130,6 +130,19 @@ def test_scoring_answers_a_folder_says_whether_it_drifted_and_as_a_flow_tells_pr
     assert "scores" in artifacts
 
 
+def test_a_registered_model_is_made_again_to_the_byte_though_the_project_moved_on(copy, tmp_path):
+    copy.change("seed", 8)
+    copy.change("finetune.strategy", "probe")
+    copy.regraft("run")
+    outcome = copy.facts("rebuild", "discs/1", str(tmp_path / "again"))
+    assert outcome["now"] == outcome["was"]
+    assert (outcome["same_weights"], outcome["same_export"], outcome["same_answers"]) == (True, True, True)
+    assert outcome["code"] == "the present code"
+    assert len(copy.facts("models")["models"]) == 2
+    done = copy.regraft("rebuild", "discs/1", str(tmp_path / "again"), check=False)
+    assert (done.returncode, "is not empty" in done.stderr) == (2, True)
+
+
 def test_a_changed_number_of_epochs_runs_two_stages_and_a_dead_mlflow_server_loses_nothing_of_them(copy):
     copy.change("finetune.epochs", 1)
     copy.change("finetune.learning_rate", 0.001)

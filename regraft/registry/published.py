@@ -35,6 +35,7 @@ CHALLENGER = "challenger"  # the latest version that did not become champion
 # Tags of runs and versions.
 FINGERPRINT = "regraft.fingerprint"
 DECISION = "regraft.decision"  # the gates and their outcome, as JSON
+CODE_COMMIT = "regraft.code_commit"
 DATA_MD5 = "regraft.data_md5"  # DVC's hash of the prepared data
 DECIDED = "regraft.decided"  # which question DECISION answers; written when nothing is left to do
 

@@ -190,6 +190,10 @@ def _fill_run(release: Release, run: "Run") -> None:
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     client.log_artifacts(run_id, str(release.paths.reports), "reports")
+    # By these the model can be made again: see flows.rebuild.
+    for file in (release.paths.params, release.paths.graph, release.paths.lock, release.paths.inputs):
+        if file.exists():
+            client.log_artifact(run_id, str(file), "project")
 
 
 def _log_model(release: Release, run: "Run") -> "LoggedModel":

@@ -1,6 +1,9 @@
 """What the registry holds: a list for people, and the version that a name stands for."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from regraft.errors import RegistryError
@@ -109,3 +112,42 @@ def data_hash(paths: Paths, settings: Settings, reference: str) -> str:
     if not found:
         raise RegistryError(f"version {number} of {name} does not say which data it was made from (tag {DATA_MD5}).")
     return str(found)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the registry keeps of a version.
+
+    Attributes:
+        name: Of the registered model.
+        version: Its number.
+        tags: Of the version.
+        folder: Holds reports/ and project/ as they were when it was registered.
+    """
+
+    name: str
+    version: int
+    tags: Mapping[str, str]
+    folder: Path
+
+
+def recorded_files(paths: Paths, settings: Settings, reference: str, folder: Path) -> Recorded:
+    """Fetch what was recorded with the model `reference` (see `resolve`) into the new `folder`.
+
+    Raises:
+        RegistryError: If there is no such model, or it belongs to no MLflow run.
+        ResourceError: If MLflow does not answer.
+    """
+    name, number = resolve(paths, settings, reference)
+    client, uri = tracking.connect(paths, settings), tracking.tracking_uri(paths, settings)
+    folder.mkdir(parents=True)
+    with tracking.plain_errors(uri, f"reading what was recorded of {name} version {number}"):
+        version = client.get_model_version(name, str(number))
+        if not version.run_id:
+            raise RegistryError(
+                f"{name} version {number} belongs to no MLflow run, so it is not known how it was made."
+            )
+        for part in ("project", "reports"):
+            if any(client.list_artifacts(version.run_id, part)):
+                client.download_artifacts(version.run_id, part, str(folder))
+    return Recorded(name, number, dict(version.tags), folder)
