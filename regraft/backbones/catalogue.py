@@ -19,8 +19,6 @@ CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 PRESET = "preset:"
 
 Kind = Literal["image", "text"]
-LATENCIES = ("low", "medium", "high")
-BORDERS_FLOPS = (1_000_000_000, 10_000_000_000)  # between them
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,6 @@ class Entry:
         )
 
     @property
-    def latency(self) -> str:
-        """How long an example takes, by its arithmetic: low (below 1 GFLOPs), medium or high (from 10)."""
-        return LATENCIES[sum(self.flops >= border for border in BORDERS_FLOPS)]
-
-    @property
     def overlaps(self) -> tuple[str, ...]:
         """Datasets known to be drawn from what the weights were trained on, or to share examples with it."""
         return targets_within(self.source_dataset)
@@ -124,7 +117,25 @@ def known() -> dict[str, Entry]:
         RegraftError: If the card of an added preset was damaged since.
     """
     cards = weights.added_cards()
-    return entries() | {name: _added(name, card) for name, card in cards.items() if name not in entries()}
+    added = {
+        name: entry_of(name, card, weights.place_of(name) / weights.CARD)
+        for name, card in cards.items()
+        if name not in entries()
+    }
+    return entries() | added
+
+
+def entry_of(name: str, card: dict[str, Any], file: Path) -> Entry:
+    """Return the row for a preset that the catalogue does not have, from what its card in `file` says.
+
+    Raises:
+        BackboneError: If that is not enough.
+    """
+    own = {field.name for field in dataclasses.fields(Entry)} & card.keys()
+    try:
+        return Entry(**{**{key: card[key] for key in own}, "name": name})
+    except TypeError as error:
+        raise BackboneError(f"{file} is not of this version of Regraft ({error}). Make or add it again.") from None
 
 
 def backbone_kind(kind: str) -> str:
@@ -290,14 +301,3 @@ def _origin(values: dict[str, Any]) -> Origin | Hub | Scratch:
     if values["take"] == "hub":
         return Hub(values["handle"])
     return Origin(**values)
-
-
-def _added(name: str, card: dict[str, Any]) -> Entry:
-    own = {field.name for field in dataclasses.fields(Entry)} & card.keys()
-    try:
-        return Entry(**{**{key: card[key] for key in own}, "name": name})
-    except TypeError as error:
-        raise BackboneError(
-            f"{weights.place_of(name) / weights.CARD} is not of this version of Regraft ({error}). "
-            f"Run `regraft backbones add {name} --from DIR` again."
-        ) from None
