@@ -237,6 +237,7 @@ def rank_backbones(root: Root = HERE, as_json: AsJson = False) -> None:
 @backbones.callback()
 def list_backbones(
     context: typer.Context,
+    *,
     root: Root = HERE,
     kind: Annotated[str | None, typer.Option(help="Of data: image, text or audio.")] = None,
     max_parameters: Annotated[int | None, typer.Option(min=1, help="Leave out larger ones.")] = None,

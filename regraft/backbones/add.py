@@ -11,6 +11,7 @@ from regraft.backbones.catalogue import Entry, Hub
 from regraft.errors import BackboneError
 from regraft.files import read_json, replace_directory, write_json
 
+
 @dataclass(frozen=True)
 class Added:
     """What adding a backbone came to.

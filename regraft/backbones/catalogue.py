@@ -167,7 +167,7 @@ def find(name: str, kind: str | None = None) -> Entry:
     listed = ", ".join(f"{other} ({rows[other].kind})" for other in fitting)
     raise BackboneError(
         f"backbone.name: there is no backbone {name!r}.{guess} Known: {listed}; "
-        f"or `{PRESET}DIR` for a folder written by KerasHub's save_to_preset, which `regraft backbones add` gives a name."
+        f"or `{PRESET}DIR` for a folder written by KerasHub's save_to_preset, which `regraft backbones add` names."
     )
 
 
@@ -196,8 +196,8 @@ def how_at_hand(entry: Entry) -> str | None:
 
 def needs(entry: Entry) -> str:
     """Return what it takes to have the weights of `entry` where `how_at_hand` knows no way."""
-    origin = entry.origins[-1]
-    return "KerasHub's hub" if isinstance(origin, Hub) else f"a package index ({origin.package})"
+    packages = [origin.package for origin in entry.origins if isinstance(origin, Origin)]
+    return f"a package index ({packages[-1]})" if packages else "KerasHub's hub"
 
 
 def at_hand(kind: str | None = None) -> list[str]:
@@ -212,9 +212,7 @@ def eligible(kind: str | None = None) -> list[str]:
     choose from in all others; adding a backbone is meant to, in projects whose `kind` of data it takes.
     """
     first = {names("image")[0], names("text")[0]}
-    return [
-        name for name in names(kind) if name in first or find(name).comes_installed or weights.added_folder(name)
-    ]
+    return [name for name in names(kind) if name in first or find(name).comes_installed or weights.added_folder(name)]
 
 
 def candidates(kind: str, root: Path, *, named: Sequence[str] | None, most: int | None) -> list[str]:

@@ -275,7 +275,7 @@ def text_model(backbone: keras_hub.models.Backbone, pooling: str = "average") ->
 
 
 def pair_model(backbone: keras_hub.models.Backbone, pooling: str = "average") -> keras.Model:
-    """Return the functional model tokens of two texts -> `backbone` on each -> how the two vectors are alike and differ.
+    """Return the functional model tokens of two texts -> `backbone` on each -> how both vectors are alike and differ.
 
     The features are u, v, |u - v| and u * v, of which a linear head can read both likeness and direction (Conneau et
     al., 2017, section 3.1, arXiv:1705.02364). Reading both texts in one sequence would let words of one attend to those

@@ -232,8 +232,8 @@ def _copy_added(added: Path, folder: Path) -> Card:
         files = noted["files"].items() ^ found["files"].items()
         changed = sorted({name for name, _ in files}) or [weights.CARD]
         raise BackboneError(
-            f"{added} is not what it was when it was added: {', '.join(changed)} changed since (sha256). It is not used. "
-            f"Run `regraft backbones add {added.name} --replace --from DIR` with a good copy."
+            f"{added} is not what it was when it was added: {', '.join(changed)} changed since. It is not used: "
+            f"run `regraft backbones add {added.name} --replace --from DIR` with a good copy."
         )
     shutil.copytree(added, folder, ignore=shutil.ignore_patterns(weights.CONTENT))
     return read_card(folder)

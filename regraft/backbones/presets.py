@@ -15,7 +15,7 @@ from regraft.backbones import small  # also makes its classes known to Keras
 from regraft.backbones.architectures import architectures
 from regraft.backbones.arithmetic import operations
 from regraft.backbones.card import Card, read_card, weights_digest
-from regraft.backbones.catalogue import Entry
+from regraft.backbones.catalogue import Entry, Kind
 from regraft.backbones.weights import CARD, CONFIG, METADATA, TOKENIZER, WEIGHTS
 from regraft.errors import BackboneError
 from regraft.files import read_object, write_json
@@ -31,8 +31,9 @@ WEIGHT_FILES = (WEIGHTS, "model.weights.json")
 OWN_MODULES = ("keras_hub.", small.__name__)
 # What a configuration may ask for besides backbones: they compute nothing but numbers that weights replace.
 HARMLESS = ("keras.initializers", "keras.regularizers", "keras.constraints", "keras.dtype_policies")
-# Tables of words are often made a little longer than the vocabulary, up to the next multiple of this.
-ROUND_ROWS = 128
+# Tables of words are often made a little longer than the vocabulary, up to the next multiple of 128; tables of a small
+# vocabulary by less.
+ROUND_ROWS, ROUND_SHARE = 128, 0.1
 # Numbers of the normalisation that differ by less than this share mean the same.
 SAME_SHARE = 0.01
 UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
@@ -104,8 +105,8 @@ def store(source: Path, folder: Path, name: str, *, entry: Entry | None = None, 
     written = read_card(source) if (source / CARD).is_file() else None
     if written is not None and written.weights_sha256 != digest:
         raise BackboneError(
-            f"the weights in {source} are not what its card says (sha256 {written.weights_sha256}, found {digest}): the "
-            "copy is not whole, or they were changed. Copy the folder again."
+            f"the weights in {source} are not what its card says (sha256 {written.weights_sha256}, found {digest}): "
+            "the copy is not whole, or they were changed. Copy the folder again."
         )
     if entry is not None:
         _require_entry(backbone, kind, entry, written, source)
@@ -170,8 +171,8 @@ def _require_harmless(path: Path, wanted: type) -> None:
         found = _registered(inner)
         if not _is_harmless(inner) and not (found and issubclass(found, keras_hub.models.Backbone)):
             raise BackboneError(
-                f"{path} asks for {_called(inner)}, which no backbone has need of. It was not loaded: make sure that it "
-                "comes from where you think."
+                f"{path} asks for {_called(inner)}, which no backbone has need of. It was not loaded: make sure that "
+                "it comes from where you think."
             )
 
 
@@ -203,7 +204,7 @@ def _called(config: dict[str, Any]) -> str:
     return str(config.get("registered_name") or f"{config.get('module')}.{config.get('class_name')}")
 
 
-def _kind(backbone: keras_hub.models.Backbone, source: Path) -> str:
+def _kind(backbone: keras_hub.models.Backbone, source: Path) -> Kind:
     """Return what a backbone takes, "text" or "image".
 
     Raises:
@@ -245,7 +246,7 @@ def _require_entry(
 
 def _require_same_vocabulary(backbone: keras_hub.models.Backbone, tokenizer: Any, source: Path) -> None:
     rows, words = backbone.vocabulary_size, tokenizer.vocabulary_size()
-    if not words <= rows < words + ROUND_ROWS:
+    if not words <= rows < words + min(ROUND_ROWS, 1 + ROUND_SHARE * words):
         raise BackboneError(
             f"tokenizer and weights in {source} do not belong together: the tokenizer has {words:,} tokens, the table "
             f"of the {type(backbone).__name__} has {rows:,} rows. Save the tokenizer that it was trained with."

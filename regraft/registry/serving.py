@@ -104,9 +104,7 @@ def compile_outputs(classifier: "Classifier") -> Callable[[Sequence[bytes | str]
     return lambda inputs: np.asarray(compiled(tf.constant(list(inputs), tf.string)))
 
 
-def _outputs_of(
-    classifier: "Classifier", prepare: Callable[[tf.Tensor], Any]
-) -> Callable[[tf.Tensor], tf.Tensor]:
+def _outputs_of(classifier: "Classifier", prepare: Callable[[tf.Tensor], Any]) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the function of raw strings (B,) to outputs, float32 (B, K), that becomes part of a graph."""
     extractor, model = classifier.extractor, classifier.model
     pixels = tf.TensorSpec(model.input_shape[1:], tf.float32) if extractor.kind != "text" else None
