@@ -15,10 +15,10 @@ from kagglesdk import kaggle_env
 
 from regraft.backbones import catalogue, hub
 from regraft.backbones.add import add
+from regraft.backbones.architectures import architectures
 from regraft.backbones.catalogue import Hub
 from regraft.backbones.fetch import fetch
 from regraft.errors import BackboneError, ResourceError
-from tests.backbones.family import smaller
 from tests.backbones.tiny import make_text_preset
 
 HANDLE = "keras/bert/keras/bert_tiny_en_uncased/3"
@@ -174,9 +174,14 @@ def test_adding_downloads_and_makes_a_backbone_eligible_which_a_mere_fetch_does_
     assert add("bert_tiny_en_uncased", None).said == "bert_tiny_en_uncased was added before"
 
 
-def test_handles_are_those_that_kerashub_knows():
+def test_handles_and_parameters_are_those_that_kerashub_knows():
     for name, entry in catalogue.entries().items():
         for origin in entry.origins:
             if isinstance(origin, Hub):
-                made_by = type(smaller(name).make(called=name))
-                assert made_by.presets[origin.preset]["kaggle_handle"].removeprefix("kaggle://") == origin.handle
+                made_by = getattr(keras_hub.models, architectures()[name].class_name)
+                known = made_by.presets[origin.preset]
+                assert known["kaggle_handle"].removeprefix("kaggle://") == origin.handle
+                # Of EfficientNets it counts the head of 1,000 classes, and no statistics of BatchNorm.
+                assert (
+                    made_by is keras_hub.models.EfficientNetBackbone or known["metadata"]["params"] == entry.parameters
+                )
