@@ -10,6 +10,7 @@ import keras
 import keras_hub
 
 from regraft.backbones import architectures, catalogue, small
+from regraft.backbones.arithmetic import operations
 from regraft.backbones.card import UNTRAINED, Card, read_card, weights_digest
 from regraft.backbones.fetch import card_of, fetch
 from regraft.backbones.presets import load_backbone, load_tokenizer, save
@@ -38,6 +39,7 @@ class Beginning:
         card = replace(
             self.card,
             parameters=self.backbone.count_params(),
+            flops=operations(self.backbone, side_px=self.card.input_size_px),
             weights_sha256=weights_digest(self.backbone),
         )
         with replace_directory(backbones) as target:

@@ -29,7 +29,8 @@ def tiny_gpt2(vocabulary_size=400):
 
 
 def write_preset(network, folder):
-    """Write `network` as a preset, with a tokenizer learned from the book."""
+    """Write `network` as a preset, with a tokenizer learned from the book, and a table of as many rows."""
     tokenizer = learn_tokenizer(network, BOOK, network.vocabulary_size)
+    network = type(network).from_config({**network.get_config(), "vocabulary_size": tokenizer.vocabulary_size()})
     save(network, tokenizer, folder)
     return folder
