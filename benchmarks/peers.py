@@ -108,7 +108,7 @@ def export(project: Project, folder: Path) -> Any:
     shutil.copytree(project.root / "models" / "backbones", folder / "backbones")
     if data["kind"] == "text":
         from regraft.backbones import catalogue
-        from regraft.backbones.catalogue import weight_cache
+        from regraft.backbones.weights import weight_cache
 
         files = catalogue.find("all_minilm_l6_v2").files
         (folder / "encoder").mkdir()

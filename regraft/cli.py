@@ -26,6 +26,8 @@ app = typer.Typer(
 
 data = typer.Typer(name="data", help="Look at a project's data.", no_args_is_help=True)
 app.add_typer(data)
+backbones = typer.Typer(name="backbones", help="List the backbones there are, or add one.", invoke_without_command=True)
+app.add_typer(backbones)
 
 
 def _folder(text: str) -> Path:
@@ -231,6 +233,71 @@ def rank_backbones(root: Root = HERE, as_json: AsJson = False) -> None:
         table.add_row(row.candidate.label, *numbers, f"{row.log_maximum_evidence:.4f}", score, f"{row.seconds:.0f}")
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     typer.echo(f"on {ranked[0].examples} training examples, judged on held-out ones by a probe on frozen features")
+
+
+@backbones.callback()
+def list_backbones(
+    context: typer.Context,
+    *,
+    root: Root = HERE,
+    kind: Annotated[str | None, typer.Option(help="Of data: image, text or audio.")] = None,
+    max_parameters: Annotated[int | None, typer.Option(min=1, help="Leave out larger ones.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave out those that need a network.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the backbones there are, and how each can be had here; `add` adds one."""
+    if context.invoked_subcommand is not None:
+        return
+    from regraft.backbones import listing
+
+    if kind not in (None, "image", "text", "audio"):
+        raise typer.BadParameter(f"must be image, text or audio, got {kind!r}.", param_hint="--kind")
+    paths = Paths(root.resolve())
+    rows = listing.rows(paths.backbones, paths.root, kind=kind, most=max_parameters, at_hand_only=offline)
+    if as_json:
+        _print_json({"backbones": [row.facts() for row in rows]})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    numbers = ("parameters", "GFLOPs", "takes")
+    for heading in ("backbone", "kind", *numbers, "trained on", "licence", "here"):
+        table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    for row in rows:
+        here = f"[green]{row.at_hand}[/]" if row.at_hand else f"[yellow]needs {row.needs}[/]"
+        size = (f"{row.parameters / 1e6:.1f} M", f"{row.flops / 1e9:.2f}" if row.flops else "", row.takes)
+        table.add_row(row.name, row.kind, *size, row.source_dataset, row.licence, here)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@backbones.command("add")
+def add_backbone(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="In the catalogue, or a new one for a preset of yours.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="DIR", parser=_folder, help="A KerasHub preset folder.", show_default="download it now"
+        ),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="In place of another that has the name.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a backbone and keep it for all your projects: then it needs no network, and goes by its name."""
+    from regraft.quiet import without_noise
+
+    with without_noise():
+        from regraft.backbones.add import add
+
+        added = add(name, source, replace=replace)
+    card = added.card
+    if as_json:
+        facts = {"name": name, "said": added.said, "folder": added.folder and str(added.folder)}
+        _print_json(facts | ({"weights_sha256": card.weights_sha256, "kind": card.kind} if card else {}))
+        return
+    typer.echo(added.said + (f" ({added.folder})" if added.folder else ""))
+    if card:
+        typer.echo(f"{card.kind}, {card.parameters:,} parameters, weights sha256 {card.weights_sha256}")
 
 
 @app.command()

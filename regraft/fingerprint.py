@@ -16,7 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from regraft import settings as settings_module
-from regraft.backbones import catalogue
+from regraft.backbones import catalogue, weights
 from regraft.data import sources
 from regraft.errors import BackboneError, RegraftError
 from regraft.files import read_json, write_json
@@ -115,7 +115,8 @@ def _candidates(settings: Settings) -> list[str] | None:
     """Return the backbones that `auto` chooses among; None if one is named."""
     if settings.backbone.name != AUTO:
         return None
-    return settings.backbone.candidates or catalogue.eligible()
+    kind = settings.preprocess.kind
+    return settings.backbone.candidates or catalogue.eligible(None if kind == "auto" else kind)
 
 
 def _seed_of_weights(settings: Settings) -> int | None:
@@ -134,13 +135,19 @@ def _pretraining(paths: Paths, settings: Settings) -> dict[str, Any] | None:
 
 
 def _preset(paths: Paths, settings: Settings) -> dict[str, Any] | None:
-    """Return the fingerprint of each preset folder among the backbones that settings name; None if there are none."""
+    """Return the fingerprint of each backbone of the user's own among those in question; None if there are none.
+
+    They are preset folders, or were added to the weight cache: then the note on their content is what counts.
+    """
     folders = {name: catalogue.preset_folder(name, paths.root) for name in settings.backbone.named}
-    found = {
+    found: dict[str, Any] = {
         name: sources.parse(f"folder:{folder}", paths.root).fingerprint(paths.state / f"preset-index-{number}.json")
         for number, (name, folder) in enumerate(folders.items())
         if folder
     }
+    for name in _candidates(settings) or settings.backbone.named:
+        if added := weights.added_folder(name):
+            found[name] = {"content": hash_bytes((added / weights.CONTENT).read_bytes())[:16]}
     return found or None
 
 

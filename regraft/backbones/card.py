@@ -9,11 +9,12 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from regraft.backbones.weights import CARD
 from regraft.errors import BackboneError
 from regraft.files import read_json, write_json
 
-CARD = "regraft.json"
 UNTRAINED = "nothing"
+POOLINGS = ("average", "last", "class")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,16 @@ class Card:
     Attributes:
         name: The catalogue's name, or the folder's for a preset of one's own.
         input_size_px: Side of the images it was trained on; None for text.
+        is_fixed_size: Whether it takes images of no other size, as a transformer with a table of positions.
         input_tokens: The longest text it takes, in tokens; None for images.
         offset: `(pixel - offset) / divisor`, one number a channel; empty for text. So `divisor`.
-        pooling: How positions become one vector: `average` (over real tokens only, for text).
+        pooling: How positions become one vector: `average` (over real tokens only, for text), `last` (the last real
+            token, of a text that is read from left to right), or `class` (the first token, of a picture in patches).
         weights_sha256: Of the numbers (see `weights_digest`), not of the file around them; caches are keyed by it.
         origin: Where the weights came from, without any path of this machine.
         source_dataset: What it was pretrained on; `UNTRAINED` if on nothing.
         pretraining: How, if that was done by this program: source, method, steps, held-out loss; else None.
+        flops: Operations of one example, see `arithmetic.operations`; 0 if they were not counted.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Card:
     offset: tuple[float, ...] = ()
     divisor: tuple[float, ...] = ()
     pretraining: dict[str, Any] | None = None
+    is_fixed_size: bool = False
+    flops: int = 0
 
     @property
     def is_pretrained(self) -> bool:
@@ -65,11 +71,14 @@ def read_card(folder: Path) -> Card:
     """
     try:
         values = read_json(folder / CARD)
-        return Card(**{**values, "offset": tuple(values["offset"]), "divisor": tuple(values["divisor"])})
+        card = Card(**{**values, "offset": tuple(values["offset"]), "divisor": tuple(values["divisor"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BackboneError(
             f"{folder / CARD} cannot be read ({error!r}). Run the backbone stage again to fetch the backbone anew."
         ) from None
+    if card.pooling not in POOLINGS:
+        raise BackboneError(f"{folder / CARD}: pooling is {card.pooling!r}, and must be one of {', '.join(POOLINGS)}.")
+    return card
 
 
 def stored_backbone(backbones: Path) -> Path:
@@ -96,9 +105,3 @@ def weights_digest(backbone: keras.Model) -> str:
         digest.update(f"{value.shape} {value.dtype.str}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
 """The catalogue of backbones: what is known of each network before a byte of it is fetched."""
 
+import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
+from regraft.backbones import weights
+from regraft.data.overlaps import targets_within
 from regraft.errors import BackboneError
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
@@ -44,12 +46,25 @@ class Scratch:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A row of the catalogue.
+class Hub:
+    """A preset of KerasHub's; `handle` names it on kaggle.com: owner/model/framework/preset/version."""
 
-    Of a network that begins from nothing there are no `files`, and nothing to `convert`.
+    handle: str
+
+    @property
+    def preset(self) -> str:
+        """The name that KerasHub knows it by."""
+        return self.handle.split("/")[3]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the catalogue, or a name of this user's own.
+
+    Only of a package there are `files`, and something to `convert`.
     `input_size_px` and the normalisation `(pixel - offset) / divisor` (one number a channel, red, green, blue) hold for
     images; `input_tokens`, the longest text the network takes, for text.
+    `pooling` and `flops` are as on a card: see `card.Card`.
     """
 
     name: str
@@ -59,18 +74,28 @@ class Entry:
     pooling: str
     source_dataset: str
     licence: str
-    origins: tuple[Origin | Scratch, ...]
+    origins: tuple[Origin | Hub | Scratch, ...] = ()  # none: it was added, and comes from nowhere else
+    flops: int = 0
     convert: str = ""
     files: tuple[WeightFile, ...] = ()
     input_size_px: int | None = None
     input_tokens: int | None = None
     offset: tuple[float, ...] = ()
     divisor: tuple[float, ...] = ()
+    is_fixed_size: bool = False
 
     @property
     def comes_installed(self) -> bool:
         """Whether the weights arrive with this program or its own dependencies, so that no network is needed."""
-        return any(isinstance(origin, Scratch) or origin.take == "installed" for origin in self.origins)
+        return any(
+            isinstance(origin, Scratch) or (isinstance(origin, Origin) and origin.take == "installed")
+            for origin in self.origins
+        )
+
+    @property
+    def overlaps(self) -> tuple[str, ...]:
+        """Datasets known to be drawn from what the weights were trained on, or to share examples with it."""
+        return targets_within(self.source_dataset)
 
     @property
     def scratch(self) -> Scratch | None:
@@ -85,61 +110,109 @@ def entries() -> dict[str, Entry]:
     return {name: _entry(name, dict(row)) for name, row in rows.items()}
 
 
+def known() -> dict[str, Entry]:
+    """Return the catalogue, and after it the names that this user added.
+
+    Raises:
+        RegraftError: If the card of an added preset was damaged since.
+    """
+    cards = weights.added_cards()
+    added = {
+        name: entry_of(name, card, weights.place_of(name) / weights.CARD)
+        for name, card in cards.items()
+        if name not in entries()
+    }
+    return entries() | added
+
+
+def entry_of(name: str, card: dict[str, Any], file: Path) -> Entry:
+    """Return the row for a preset that the catalogue does not have, from what its card in `file` says.
+
+    Raises:
+        BackboneError: If that is not enough.
+    """
+    own = {field.name for field in dataclasses.fields(Entry)} & card.keys()
+    try:
+        return Entry(**{**{key: card[key] for key in own}, "name": name})
+    except TypeError as error:
+        raise BackboneError(f"{file} is not of this version of Regraft ({error}). Make or add it again.") from None
+
+
 def backbone_kind(kind: str) -> str:
     """Return the kind of backbone for data of `kind`: recordings are looked at, as pictures of their sound."""
     return "image" if kind == "audio" else kind
 
 
 def names(kind: str | None = None) -> list[str]:
-    """Return the names in the catalogue, of those that take data of one `kind` or of all."""
-    return [name for name, entry in entries().items() if kind is None or entry.kind == backbone_kind(kind)]
+    """Return the names there are, of those that take data of one `kind` or of all."""
+    return [name for name, entry in known().items() if kind is None or entry.kind == backbone_kind(kind)]
 
 
 def find(name: str, kind: str | None = None) -> Entry:
     """Return the row called `name`.
 
     Args:
-        name: A name in the catalogue.
+        name: A name in the catalogue, or one that this user added.
         kind: When given, only rows of this kind are suggested in the error.
 
     Raises:
         BackboneError: If there is no such row; the message suggests the nearest name and lists all.
     """
-    if name in entries():
-        return entries()[name]
-    known = names(kind)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    rows = known()
+    if name in rows:
+        return rows[name]
+    fitting = [other for other, row in rows.items() if kind is None or row.kind == backbone_kind(kind)]
+    close = difflib.get_close_matches(name, fitting, n=1, cutoff=0.5)
     guess = f" Did you mean `{close[0]}`?" if close else ""
-    listed = ", ".join(f"{other} ({entries()[other].kind})" for other in known)
+    listed = ", ".join(f"{other} ({rows[other].kind})" for other in fitting)
     raise BackboneError(
         f"backbone.name: there is no backbone {name!r}.{guess} Known: {listed}; "
-        f"or `{PRESET}DIR` for a folder written by KerasHub's save_to_preset."
+        f"or `{PRESET}DIR` for a folder written by KerasHub's save_to_preset, which `regraft backbones add` names."
     )
-
-
-def weight_cache() -> Path:
-    """Return the folder where downloaded weights are kept for all projects of this user: `$REGRAFT_CACHE/weights`."""
-    return Path(os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft") / "weights"
 
 
 def cached(entry: Entry) -> Path:
     """Return the folder in the weight cache for the files of `entry`, which may not be there yet."""
-    return weight_cache() / entry.files[0].sha256
+    return weights.weight_cache() / entry.files[0].sha256
 
 
-def at_hand() -> list[str]:
+def how_at_hand(entry: Entry) -> str | None:
+    """Return how the weights of `entry` can be had without a network here; None if they cannot."""
+    if weights.added_folder(entry.name):
+        return "added"
+    for origin in entry.origins:
+        if isinstance(origin, Scratch):
+            return "begins from nothing"
+        if isinstance(origin, Hub):
+            if weights.is_downloaded(origin.handle, entry.kind):
+                return "downloaded"
+        elif origin.take == "installed":
+            if weights.installed_folder(origin.package, origin.folder):
+                return "installed"
+        elif cached(entry).is_dir():
+            return "downloaded"
+    return None
+
+
+def needs(entry: Entry) -> str:
+    """Return what it takes to have the weights of `entry` where `how_at_hand` knows no way."""
+    packages = [origin.package for origin in entry.origins if isinstance(origin, Origin)]
+    return f"a package index ({packages[-1]})" if packages else "KerasHub's hub"
+
+
+def at_hand(kind: str | None = None) -> list[str]:
     """Return the names of the backbones whose weights need no network here, the catalogue's first choices leading."""
-    return [name for name, entry in entries().items() if entry.comes_installed or cached(entry).is_dir()]
+    return [name for name in names(kind) if how_at_hand(find(name))]
 
 
-def eligible() -> list[str]:
-    """Return the backbones that `auto` chooses among if none are named: the first of each kind, and all at hand.
+def eligible(kind: str | None = None) -> list[str]:
+    """Return the backbones that `auto` chooses among if none are named: the first of each kind, installed, and added.
 
-    The first are always among them, or else downloading one would change what there is to choose from.
+    Nothing is among them for having been downloaded, or else a fetch for one project would change what there is to
+    choose from in all others; adding a backbone is meant to, in projects whose `kind` of data it takes.
     """
     first = {names("image")[0], names("text")[0]}
-    there = at_hand()
-    return [name for name in entries() if name in first or name in there]
+    return [name for name in names(kind) if name in first or find(name).comes_installed or weights.added_folder(name)]
 
 
 def candidates(kind: str, root: Path, *, named: Sequence[str] | None, most: int | None) -> list[str]:
@@ -154,7 +227,7 @@ def candidates(kind: str, root: Path, *, named: Sequence[str] | None, most: int 
     Raises:
         BackboneError: If a name is unknown, or none is left.
     """
-    wanted = list(dict.fromkeys(named or eligible()))
+    wanted = list(dict.fromkeys(named or eligible(kind)))
     fitting = [name for name in wanted if kind_of(name, root) == backbone_kind(kind)]
     within = [name for name in fitting if most is None or name.startswith(PRESET) or find(name).parameters <= most]
     if not within:
@@ -220,7 +293,9 @@ def _entry(name: str, row: dict[str, Any]) -> Entry:
     return Entry(name=name, **row)
 
 
-def _origin(values: dict[str, Any]) -> Origin | Scratch:
+def _origin(values: dict[str, Any]) -> Origin | Hub | Scratch:
     if values["take"] == "scratch":
         return Scratch()
+    if values["take"] == "hub":
+        return Hub(values["handle"])
     return Origin(**values)

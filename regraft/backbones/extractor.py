@@ -1,7 +1,6 @@
 """From raw input to features: one network with its own preparation of bytes or strings."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ import keras
 import keras_hub
 import tensorflow as tf
 
-from regraft.backbones import small  # also makes its classes known to `from_preset`
+from regraft.backbones import small
 from regraft.backbones.card import Card, read_card, stored_backbone, weights_digest
+from regraft.backbones.presets import DEFAULT_SIZE_PX, MOST_TOKENS, load_backbone, load_tokenizer
 from regraft.backbones.spectrogram import View, as_view, sound_preparation
 from regraft.data.pairs import SEPARATOR
 from regraft.errors import BackboneError
@@ -20,8 +20,6 @@ from regraft.errors import BackboneError
 # Below it the last feature map of most networks is a single cell. MNIST digits, 28 px: at 64 px the fine-tuned model is
 # right on 0.9854 of the test split, at 96 px on 0.9864, for one and a half times the processor time of a whole run.
 SMALLEST_AUTO_SIZE_PX = 64
-DEFAULT_SIZE_PX = 224
-MOST_TOKENS = 512
 PAIR_FEATURES = 4  # see `pair_model`: as many times those of a text
 
 
@@ -66,6 +64,18 @@ class Extractor:
         """How many numbers the features of an example are."""
         return self.card.feature_size * (PAIR_FEATURES if self.pair else 1)
 
+    def prepare_texts_anew(self) -> tuple[Callable[[tf.Tensor], Any], list[Any]]:
+        """Return `prepare` as if it had met no text yet, and the tables that it looks up.
+
+        KerasHub's byte-pair tokenizer keeps the words it has met in a table. An export has to hold the tables, and
+        should not hold what happened to be prepared before it was made.
+        """
+        tokenizer = load_tokenizer(self.preset)
+        prepare = text_preparation(tokenizer, self.max_tokens or MOST_TOKENS, self.card.pooling)
+        tables = (tf.Module, tf.saved_model.experimental.TrackableResource)
+        found = [value for value in vars(tokenizer).values() if isinstance(value, tables)]
+        return (pair_preparation(prepare) if self.pair else prepare), found
+
 
 def choose_image_size(setting: Literal["auto"] | int, median_short_side_px: float, native_px: int) -> int:
     """Return the side, in pixels, at which images enter the backbone.
@@ -83,6 +93,22 @@ def choose_image_size(setting: Literal["auto"] | int, median_short_side_px: floa
         return setting
     wanted = 32 * math.ceil(2 * median_short_side_px / 32)
     return min(max(wanted, SMALLEST_AUTO_SIZE_PX), native_px)
+
+
+def fixed_size(card: Card, asked_px: Literal["auto"] | int | None) -> int | None:
+    """Return the side of pictures of a backbone that takes no other; None if it takes any.
+
+    Raises:
+        BackboneError: If another one is asked for.
+    """
+    if not card.is_fixed_size:
+        return None
+    if asked_px not in (None, "auto", card.input_size_px):
+        raise BackboneError(
+            f"embed.image_size_px: {card.name} takes pictures of {card.input_size_px} px alone, got {asked_px}. "
+            "Set it to auto, or take another backbone."
+        )
+    return card.input_size_px
 
 
 def build_extractor(
@@ -115,19 +141,19 @@ def build_extractor(
             "were changed after they were fetched. Run the backbone stage again."
         )
     if card.kind == "image":
-        side = image_size_px or card.input_size_px or DEFAULT_SIZE_PX
+        side = fixed_size(card, image_size_px) or image_size_px or card.input_size_px or DEFAULT_SIZE_PX
         if view is not None:
             model = image_model(backbone, card, side, windows=view.windows)
             return Extractor("audio", card, model, sound_preparation(view, side), folder, image_size_px=side, view=view)
         model = image_model(backbone, card, side)
         return Extractor("image", card, model, image_preparation(side), folder, image_size_px=side)
     longest = min(max_tokens or MOST_TOKENS, card.input_tokens or MOST_TOKENS)
-    tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(folder))
-    prepare = text_preparation(tokenizer, longest)
+    tokenizer = load_tokenizer(folder)
+    prepare = text_preparation(tokenizer, longest, card.pooling)
     if pair:
-        model, prepare = pair_model(backbone), pair_preparation(prepare)
+        model, prepare = pair_model(backbone, card.pooling), pair_preparation(prepare)
     else:
-        model = text_model(backbone)
+        model = text_model(backbone, card.pooling)
     needs = not isinstance(tokenizer, small.HashedWords)
     return Extractor(
         "text", card, model, prepare, folder, max_tokens=longest, pair=tuple(pair or ()), needs_tensorflow_text=needs
@@ -150,22 +176,6 @@ def extractor_as(backbones: Path, said: Mapping[str, Any]) -> Extractor:
     )
 
 
-def load_backbone(folder: Path) -> keras_hub.models.Backbone:
-    """Load the backbone of a KerasHub preset folder.
-
-    Raises:
-        BackboneError: If its configuration or weights cannot be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Keras also looks for weights in its own list of operations, finds none there, and warns that they will
-            # stay as initialised. They were read from the list of layers; `weights_digest` proves it.
-            warnings.filterwarnings("ignore", "Skipping nested container at '_operations_by_depth")
-            return keras_hub.models.Backbone.from_preset(str(folder))
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise BackboneError(f"{folder} cannot be loaded as a KerasHub preset: {str(error)[:500]}") from error
-
-
 def image_preparation(side: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the function from one encoded picture to float32 (side, side, 3) in [0, 255]."""
 
@@ -180,22 +190,38 @@ def image_preparation(side: int) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def text_preparation(
-    tokenizer: keras_hub.tokenizers.Tokenizer, max_tokens: int
+    tokenizer: keras_hub.tokenizers.Tokenizer, max_tokens: int, pooling: str = "average"
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Return the function from strings (batch,) to {"token_ids", "padding_mask"}, int32 (batch, up to max_tokens)."""
-    start, end, padding = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    """Return the function from strings (batch,) to {"token_ids", "padding_mask"}, int32 (batch, up to max_tokens).
+
+    A text has a token at its start and one at its end, as in pretraining. Where the last token is to stand for the text
+    (`pooling`) there is none at its end, because that one speaks of the text to come.
+    """
+    start, end, padding = _special_tokens(tokenizer, pooling)
+    around = len(start) + len(end)
 
     def prepare(texts: tf.Tensor) -> dict[str, tf.Tensor]:
         # As BERT does before splitting words: every kind of space is a space, and what cannot be seen is not there.
         cleaned = tf.strings.regex_replace(texts, r"[\t\n\r\p{Zs}]", " ")
         cleaned = tf.strings.regex_replace(cleaned, r"[\p{Cc}\p{Cf}\x{FFFD}]", "")
-        tokens = tf.cast(tokenizer(cleaned), tf.int32)[:, : max_tokens - 2]
+        tokens = tf.cast(tokenizer(cleaned), tf.int32)[:, : max_tokens - around]
         one_each = tf.ones((tokens.nrows(), 1), tf.int32)
-        tokens = tf.concat([start * one_each, tokens, end * one_each], axis=1)
+        tokens = tf.concat([*(token * one_each for token in start), tokens, *(token * one_each for token in end)], 1)
         return {"token_ids": tokens.to_tensor(padding), "padding_mask": tf.ones_like(tokens).to_tensor(0)}
 
     # Called eagerly, a KerasHub tokenizer returns Python lists; inside a function, tensors.
     return tf.function(prepare, input_signature=[tf.TensorSpec([None], tf.string)])
+
+
+def _special_tokens(
+    tokenizer: keras_hub.tokenizers.Tokenizer, pooling: str
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Return what stands before a text, what after it, and what fills up the rest of a batch."""
+    known = [getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "start", "sep", "end", "pad")]
+    cls, start, sep, end, pad = known
+    before = [token for token in (cls, start, end) if token is not None]  # an end is that of the text before
+    after = [token for token in (sep, end) if token is not None and pooling != "last"]
+    return tuple(before[:1]), tuple(after[:1]), pad or 0
 
 
 def pair_preparation(
@@ -216,7 +242,7 @@ def pair_preparation(
 
 
 def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int | None, *, windows: int = 1) -> keras.Model:
-    """Return the functional model pixels -> normalisation -> `backbone` -> mean over positions.
+    """Return the functional model pixels -> normalisation -> `backbone` -> one vector, pooled as the card says.
 
     With several `windows`, an example is as many pictures, and its features are the mean of theirs. Where `side` is
     None, it takes pictures of any size.
@@ -228,22 +254,28 @@ def image_model(backbone: keras_hub.models.Backbone, card: Card, side: int | Non
     normalised = keras.layers.Rescaling(scale, shift, name="normalise")(pixels)
     if windows > 1:
         normalised = keras.ops.reshape(normalised, (-1, *shape))
-    features = keras.layers.GlobalAveragePooling2D(name="pool")(backbone(normalised))
+    seen = backbone(normalised)
+    if card.pooling == "class":
+        features = seen[:, 0]
+    elif len(seen.shape) == 3:
+        features = keras.layers.GlobalAveragePooling1D(name="pool")(seen)
+    else:
+        features = keras.layers.GlobalAveragePooling2D(name="pool")(seen)
     if windows > 1:
         features = keras.ops.mean(keras.ops.reshape(features, (-1, windows, features.shape[-1])), axis=1)
     return keras.Model(pixels, features, name="extractor")
 
 
-def text_model(backbone: keras_hub.models.Backbone) -> keras.Model:
-    """Return the functional model tokens -> `backbone` -> mean over the real tokens."""
+def text_model(backbone: keras_hub.models.Backbone, pooling: str = "average") -> keras.Model:
+    """Return the functional model tokens -> `backbone` -> one vector of the real tokens, by `pooling` as on a card."""
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
-    features = _pooled(backbone, token_ids, padding_mask, MaskedAverage(name="pool"))
+    features = _pooled(backbone, token_ids, padding_mask, _pool(pooling))
     return keras.Model({"token_ids": token_ids, "padding_mask": padding_mask}, features, name="extractor")
 
 
-def pair_model(backbone: keras_hub.models.Backbone) -> keras.Model:
-    """Return the functional model tokens of two texts -> `backbone` on each -> how the two means are alike and differ.
+def pair_model(backbone: keras_hub.models.Backbone, pooling: str = "average") -> keras.Model:
+    """Return the functional model tokens of two texts -> `backbone` on each -> how both vectors are alike and differ.
 
     The features are u, v, |u - v| and u * v, of which a linear head can read both likeness and direction (Conneau et
     al., 2017, section 3.1, arXiv:1705.02364). Reading both texts in one sequence would let words of one attend to those
@@ -251,7 +283,7 @@ def pair_model(backbone: keras_hub.models.Backbone) -> keras.Model:
     """
     token_ids = keras.Input((2, None), dtype="int32", name="token_ids")
     padding_mask = keras.Input((2, None), dtype="int32", name="padding_mask")
-    pool = MaskedAverage(name="pool")
+    pool = _pool(pooling)
     first, second = (_pooled(backbone, token_ids[:, side], padding_mask[:, side], pool) for side in (0, 1))
     features = keras.ops.concatenate([first, second, keras.ops.abs(first - second), first * second], axis=-1)
     return keras.Model({"token_ids": token_ids, "padding_mask": padding_mask}, features, name="extractor")
@@ -261,13 +293,17 @@ def _pooled(
     backbone: keras_hub.models.Backbone,
     token_ids: keras.KerasTensor,
     padding_mask: keras.KerasTensor,
-    pool: "MaskedAverage",
+    pool: keras.layers.Layer,
 ) -> keras.KerasTensor:
     inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
     extra = {"segment_ids": keras.ops.zeros_like(token_ids)} if "segment_ids" in backbone.input else {}
     outputs = backbone({**inputs, **extra})
     sequence = outputs["sequence_output"] if isinstance(outputs, dict) else outputs
     return pool(sequence, padding_mask)
+
+
+def _pool(pooling: str) -> keras.layers.Layer:
+    return {"average": MaskedAverage, "last": LastReal}[pooling](name="pool")
 
 
 class MaskedAverage(keras.layers.Layer):
@@ -277,6 +313,23 @@ class MaskedAverage(keras.layers.Layer):
         weights = keras.ops.expand_dims(keras.ops.cast(padding_mask, sequence.dtype), -1)
         total = keras.ops.sum(sequence * weights, axis=1)
         return total / keras.ops.maximum(keras.ops.sum(weights, axis=1), 1.0)
+
+    def compute_output_shape(
+        self, sequence_shape: tuple[int | None, ...], padding_mask_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        return (sequence_shape[0], sequence_shape[2])
+
+
+class LastReal(keras.layers.Layer):
+    """The last real token of a sequence, padded on either side: shapes as of `MaskedAverage`.
+
+    Read from left to right, it is the one token that has seen all of the text. The first, if none is real.
+    """
+
+    def call(self, sequence: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
+        places = keras.ops.arange(keras.ops.shape(padding_mask)[1])
+        last = keras.ops.max(places * keras.ops.cast(padding_mask > 0, places.dtype), axis=1)
+        return keras.ops.take_along_axis(sequence, last[:, None, None], axis=1)[:, 0]
 
     def compute_output_shape(
         self, sequence_shape: tuple[int | None, ...], padding_mask_shape: tuple[int | None, ...]

@@ -20,8 +20,9 @@ import tensorflow as tf
 
 from regraft.backbones import extractor as extractor_module
 from regraft.backbones import small, spectrogram
-from regraft.backbones.card import CARD, sha256
-from regraft.backbones.extractor import MOST_TOKENS, Extractor
+from regraft.backbones.extractor import Extractor
+from regraft.backbones.presets import MOST_TOKENS
+from regraft.backbones.weights import CARD, sha256
 from regraft.data import audio, images, waveform
 from regraft.files import write_json
 

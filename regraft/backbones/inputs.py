@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regraft.backbones.card import Card
-from regraft.backbones.extractor import choose_image_size
+from regraft.backbones.extractor import choose_image_size, fixed_size
 from regraft.backbones.spectrogram import View, choose_sound_size, choose_view
 from regraft.settings import EmbedSettings
 
@@ -17,9 +17,14 @@ def image_size(embed: EmbedSettings, data: Mapping[str, Any], card: Card, seen: 
         data: reports/data.json.
         card: Of the backbone.
         seen: How recordings are looked at; None for images and text.
+
+    Raises:
+        BackboneError: If the size that was set is not one that the backbone takes.
     """
     if card.input_size_px is None:
         return None
+    if (side := fixed_size(card, embed.image_size_px)) is not None:
+        return side
     if seen is not None:
         return choose_sound_size(embed.image_size_px, seen)
     return choose_image_size(embed.image_size_px, data["median_short_side_px"], card.input_size_px)

@@ -10,9 +10,10 @@ import keras
 import keras_hub
 
 from regraft.backbones import architectures, catalogue, small
+from regraft.backbones.arithmetic import operations
 from regraft.backbones.card import UNTRAINED, Card, read_card, weights_digest
-from regraft.backbones.extractor import load_backbone
-from regraft.backbones.fetch import card_of, fetch, save_preset
+from regraft.backbones.fetch import card_of, fetch
+from regraft.backbones.presets import load_backbone, load_tokenizer, save
 from regraft.errors import BackboneError
 from regraft.files import replace_directory
 from regraft.pretraining.seen import write_seen
@@ -38,10 +39,11 @@ class Beginning:
         card = replace(
             self.card,
             parameters=self.backbone.count_params(),
+            flops=operations(self.backbone, side_px=self.card.input_size_px),
             weights_sha256=weights_digest(self.backbone),
         )
         with replace_directory(backbones) as target:
-            save_preset(self.backbone, self.tokenizer, target / card.name)
+            save(self.backbone, self.tokenizer, target / card.name)
             card.write(target / card.name)
             if seen:
                 write_seen(target / card.name, seen)
@@ -53,7 +55,7 @@ def fetched(name: str, *, root: Path, seed: int) -> Beginning:
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
         card = fetch(name, Path(folder) / "backbones", root=root, seed=seed)
         preset = Path(folder) / "backbones" / card.name
-        tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(preset)) if card.kind == "text" else None
+        tokenizer = load_tokenizer(preset) if card.kind == "text" else None
         keras.utils.clear_session(free_memory=False)
         return Beginning(load_backbone(preset), read_card(preset), tokenizer)
 
@@ -66,8 +68,7 @@ def shape_of(name: str, *, root: Path, seed: int) -> Beginning:
     Raises:
         BackboneError: If the name is unknown.
     """
-    if catalogue.preset_folder(name, root) is None:
-        entry = catalogue.find(name)
+    if entry := catalogue.entries().get(name):
         keras.utils.clear_session(free_memory=False)
         backbone = architectures.build(name, seed)
         card = card_of(entry, backbone, "")

@@ -10,8 +10,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from regraft.backbones.card import Card, sha256
-from regraft.backbones.extractor import DEFAULT_SIZE_PX, image_model, image_preparation
+from regraft.backbones.card import Card
+from regraft.backbones.extractor import image_model, image_preparation
+from regraft.backbones.presets import DEFAULT_SIZE_PX
+from regraft.backbones.weights import sha256
 from regraft.data import fetch
 from regraft.data.against import read_others
 from regraft.data.examples import collect, tensorflow_reads

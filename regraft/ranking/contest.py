@@ -147,7 +147,8 @@ class Contest:
         """Yield the candidates that a backbone makes: for images one for each side worth trying."""
         card = read_card(stored_backbone(self._stored(name)))
         by_rule = image_size(self._embed, self._data, card, self._view)
-        if self._kind != "image" or self._embed.image_size_px != "auto" or not by_rule or not card.input_size_px:
+        is_set = self._embed.image_size_px != "auto" or card.is_fixed_size
+        if self._kind != "image" or is_set or not by_rule or not card.input_size_px:
             yield Candidate(name)
             return
         for side in image_sizes(by_rule, card.input_size_px):

@@ -99,17 +99,18 @@ class ServedModel:
 def compile_outputs(classifier: "Classifier") -> Callable[[Sequence[bytes | str]], np.ndarray]:
     """Return a function of raw inputs to the model's outputs, logits or values, float32 (inputs, K): no temperature."""
     signature = [tf.TensorSpec((None,), tf.string)]
-    compiled = tf.function(_outputs_of(classifier), input_signature=signature, autograph=False)
+    outputs_of = _outputs_of(classifier, classifier.extractor.prepare)
+    compiled = tf.function(outputs_of, input_signature=signature, autograph=False)
     return lambda inputs: np.asarray(compiled(tf.constant(list(inputs), tf.string)))
 
 
-def _outputs_of(classifier: "Classifier") -> Callable[[tf.Tensor], tf.Tensor]:
+def _outputs_of(classifier: "Classifier", prepare: Callable[[tf.Tensor], Any]) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the function of raw strings (B,) to outputs, float32 (B, K), that becomes part of a graph."""
     extractor, model = classifier.extractor, classifier.model
     pixels = tf.TensorSpec(model.input_shape[1:], tf.float32) if extractor.kind != "text" else None
 
     def outputs(raw: tf.Tensor) -> tf.Tensor:
-        prepared = tf.map_fn(extractor.prepare, raw, fn_output_signature=pixels) if pixels else extractor.prepare(raw)
+        prepared = tf.map_fn(prepare, raw, fn_output_signature=pixels) if pixels else prepare(raw)
         return tf.cast(model(prepared, training=False), tf.float32)
 
     return outputs
@@ -138,15 +139,17 @@ def export_saved_model(
         facts: What `labels.json` says besides kind, task and labels.
     """
     extractor, model = classifier.extractor, classifier.model
-    kind = extractor.kind
-    outputs_of, link, named = _outputs_of(classifier), LINKS[classifier.task], ANSWERS[classifier.task]
+    kind, prepare = extractor.kind, extractor.prepare
+    module = tf.Module()
+    if kind == "text":
+        prepare, module.tables = extractor.prepare_texts_anew()
+    outputs_of, link, named = _outputs_of(classifier, prepare), LINKS[classifier.task], ANSWERS[classifier.task]
 
     def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = outputs_of(raw)
         return {named: link(outputs / temperature if temperature != 1.0 else outputs)}
 
     signature = [tf.TensorSpec((None,), tf.string, name=kind)]
-    module = tf.Module()
     module.model_variables = [variable.value for variable in model.variables]
     module.serve = tf.function(serve, input_signature=signature, autograph=False)
     saved_model = directory / SAVED_MODEL

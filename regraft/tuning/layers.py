@@ -19,7 +19,7 @@ def levels(model: keras.Model, most: int) -> list[int]:
 
     Layers with trainable weights, in the order of the network, are dealt to at most `most` levels of equal numbers of
     layers; the last layer, which is the head, has a level of its own above them. A block that is one layer to the
-    network, such as a transformer's, counts as one.
+    network, such as a transformer's, counts as one; of a layer that is a pile of blocks (ViT's encoder), each does.
     """
     owners = [layer for layer in _in_order(model) if layer.trainable_variables]
     below = max(1, len(owners) - 1)
@@ -33,12 +33,24 @@ def levels(model: keras.Model, most: int) -> list[int]:
 
 
 def _in_order(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yield the layers of `model` from input to output, and in place of a model among them, its layers."""
+    """Yield the layers of `model` from input to output, and in place of a model or a pile of blocks, its layers."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _in_order(layer)
+        elif _is_pile(layer):
+            yield from _parts(layer)
         else:
             yield layer
+
+
+def _parts(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _is_pile(layer: keras.layers.Layer) -> bool:
+    """Return whether `layer` holds several layers of one class that are made of layers themselves."""
+    classes = [type(part) for part in _parts(layer) if _parts(part)]
+    return len(set(classes)) < len(classes)
 
 
 def decayed_multipliers(heights: Sequence[int], decay: float) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ import pytest
 
 from regraft.backbones import catalogue
 from regraft.backbones.architectures import architectures, build
+from regraft.backbones.arithmetic import operations
 from regraft.backbones.card import weights_digest
 
 
@@ -24,9 +25,24 @@ def test_the_small_networks_begin_with_the_weights_they_always_had(name, first):
     assert weights.ravel()[:2] == pytest.approx(first, rel=1e-5)
 
 
-def test_every_network_of_the_catalogue_has_a_shape_of_its_kind_and_as_many_parameters():
+def test_every_network_of_the_catalogue_has_a_shape_of_its_kind():
     assert set(architectures()) == set(catalogue.entries())
-    for name, entry in catalogue.entries().items():
-        backbone = build(name, 7)
-        assert backbone.count_params() == entry.parameters
-        assert ("vocabulary_size" in backbone.get_config()) == (entry.kind == "text")
+    for name, shape in architectures().items():
+        assert ("vocabulary_size" in shape.config) == (catalogue.find(name).kind == "text")
+
+
+# The others, which take seconds each: tests/backbones/test_families_*.py, marked slow.
+@pytest.mark.parametrize("name", ["mobilenet_v3_small_100_imagenet", "bert_tiny_en_uncased", "cnn_small", "rnn_small"])
+def test_parameters_and_operations_are_those_of_the_catalogue(name):
+    entry, backbone = catalogue.find(name), build(name, 7)
+    assert backbone.count_params() == entry.parameters
+    assert operations(backbone, side_px=entry.input_size_px) == entry.flops
+
+
+def test_operations_are_two_for_each_weight_at_each_place_and_matrix_products_count_too():
+    pixels = keras.Input((8, 8, 3))
+    net = keras.layers.Conv2D(5, 3, strides=2, padding="same")(pixels)  # at 4 x 4 places 3 * 3 * 3 * 5 weights
+    net = keras.layers.DepthwiseConv2D(3, padding="same")(net)  # at 4 x 4 places 3 * 3 * 5
+    net = keras.layers.Dense(7)(keras.layers.Flatten()(net))  # 4 * 4 * 5 * 7
+    expected = 2 * (16 * 135 + 16 * 45 + 560)
+    assert operations(keras.Model(pixels, net), side_px=8) == expected

@@ -3,13 +3,19 @@
 import io
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from regraft.backbones.extractor import build_extractor, choose_image_size
+from benchmarks.families import write_preset
+from regraft.backbones import catalogue, inputs
+from regraft.backbones.extractor import LastReal, build_extractor, choose_image_size, text_preparation
 from regraft.backbones.fetch import fetch
+from regraft.errors import BackboneError
+from regraft.settings import EmbedSettings
+from tests.backbones.family import smaller
 from tests.backbones.tiny import VOCABULARY, make_image_preset, make_text_preset
 
 
@@ -153,3 +159,67 @@ def test_the_whole_chain_from_raw_input_survives_export(images, texts, paired, k
     answer = loaded.serve(tf.constant(raw)).numpy()
     assert np.abs(answer - serve(tf.constant(raw)).numpy()).max() < 1e-5
     assert np.abs(answer[0] - answer[1]).max() > 1e-4
+
+
+def extractor_of(name, root, **options):
+    """Return the extractor of a small network of the class of the row `name`."""
+    write_preset(smaller(name).make(called="net"), root / "net", catalogue.find(name).kind)
+    fetch("preset:net", root / "backbones", root=root)
+    return build_extractor(root / "backbones", **options)
+
+
+def test_the_last_real_token_is_found_on_whichever_side_a_text_is_padded():
+    sequence = np.arange(24, dtype="float32").reshape(3, 4, 2)
+    mask = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], "int32")
+    expected = [sequence[0, 1], sequence[1, 3], sequence[2, 0]]
+    assert np.array_equal(LastReal()(sequence, mask), expected)
+
+
+def test_of_a_network_that_reads_from_left_to_right_the_last_real_token_speaks(tmp_path):
+    gpt2 = extractor_of("gpt2_base_en", tmp_path, max_tokens=8)
+    assert gpt2.card.pooling == "last"
+    prepared = gpt2.prepare(tf.constant(["the is", "", "the is a of by my no on so up"]))
+    start = prepared["token_ids"].numpy()[1, 0]
+    # A start, "t", "he", a space and "is"; a start alone; none has an end.
+    assert prepared["padding_mask"].numpy().sum(axis=1).tolist() == [5, 1, 8]
+    assert (prepared["token_ids"].numpy()[:, 0] == start).all()
+    together = gpt2.model.predict(to_numpy(prepared), verbose=0)
+    for row, text in enumerate(["the is", ""]):
+        alone = gpt2.model.predict(to_numpy(gpt2.prepare(tf.constant([text]))), verbose=0)[0]
+        assert np.abs(alone - together[row]).max() < 1e-5
+    backbone = next(layer for layer in gpt2.model.layers if isinstance(layer, keras_hub.models.Backbone))
+    states = backbone.predict(to_numpy(prepared), verbose=0)
+    assert np.abs(together - states[[0, 1, 2], [4, 0, 7]]).max() < 1e-5
+
+
+def test_a_network_without_segments_is_given_none_and_averages_real_tokens(tmp_path):
+    distil = extractor_of("distil_bert_base_en_uncased", tmp_path, max_tokens=8)
+    backbone = next(layer for layer in distil.model.layers if isinstance(layer, keras_hub.models.Backbone))
+    assert set(backbone.input) == {"token_ids", "padding_mask"}
+    prepared = to_numpy(distil.prepare(tf.constant(["the", "the is so"])))
+    states, mask = backbone.predict(prepared, verbose=0), prepared["padding_mask"][..., None]
+    expected = (states * mask).sum(axis=1) / mask.sum(axis=1)
+    assert np.abs(distil.model.predict(prepared, verbose=0) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224_imagenet", "vit_base_patch16_224_imagenet"])
+def test_a_transformer_of_patches_gives_its_class_token_and_takes_one_size_alone(tmp_path, name):
+    patches = extractor_of(name, tmp_path)
+    assert (patches.card.pooling, patches.card.is_fixed_size, patches.image_size_px) == ("class", True, 32)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    backbone = next(layer for layer in patches.model.layers if isinstance(layer, keras_hub.models.Backbone))
+    states = backbone.predict(pixels / 127.5 - 1, verbose=0)
+    assert np.abs(patches.model.predict(pixels, verbose=0) - states[:, 0]).max() < 1e-5
+    with pytest.raises(BackboneError, match="net takes pictures of 32 px alone, got 64"):
+        build_extractor(tmp_path / "backbones", image_size_px=64)
+    assert inputs.image_size(EmbedSettings(), {"median_short_side_px": 500}, patches.card, None) == 32
+    with pytest.raises(BackboneError, match=r"embed\.image_size_px: net takes pictures of 32 px alone, got 96"):
+        inputs.image_size(EmbedSettings(image_size_px=96), {"median_short_side_px": 500}, patches.card, None)
+
+
+def test_a_tokenizer_with_start_and_end_but_no_class_token_puts_both_around_a_text():
+    tokenizer = keras_hub.tokenizers.RobertaTokenizer(
+        vocabulary={"<s>": 0, "<pad>": 1, "</s>": 2, "<mask>": 3, "a": 4, "b": 5, "ab": 6}, merges=["a b"]
+    )
+    prepared = text_preparation(tokenizer, 4)(tf.constant(["ab", "abab"]))
+    assert prepared["token_ids"].numpy().tolist() == [[0, 6, 2, 1], [0, 6, 6, 2]]

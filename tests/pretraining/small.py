@@ -4,7 +4,7 @@ import random
 
 import keras_hub
 
-from regraft.backbones.fetch import save_preset
+from regraft.backbones.presets import save
 from regraft.pretraining.vocabulary import learn_tokenizer
 from tests.backbones.tiny import WORDS
 
@@ -29,7 +29,8 @@ def tiny_gpt2(vocabulary_size=400):
 
 
 def write_preset(network, folder):
-    """Write `network` as a preset, with a tokenizer learned from the book."""
+    """Write `network` as a preset, with a tokenizer learned from the book, and a table of as many rows."""
     tokenizer = learn_tokenizer(network, BOOK, network.vocabulary_size)
-    save_preset(network, tokenizer, folder)
+    network = type(network).from_config({**network.get_config(), "vocabulary_size": tokenizer.vocabulary_size()})
+    save(network, tokenizer, folder)
     return folder

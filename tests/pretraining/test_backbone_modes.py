@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from regraft.backbones.card import read_card, stored_backbone
-from regraft.backbones.extractor import build_extractor, load_backbone
+from regraft.backbones.extractor import build_extractor
+from regraft.backbones.presets import load_backbone
 from regraft.errors import BackboneError, DataError, Diverged
 from regraft.files import read_json
 from regraft.paths import Paths

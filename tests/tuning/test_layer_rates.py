@@ -1,11 +1,15 @@
 """Which rate each layer gets."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
+from regraft.backbones.architectures import Architecture, architectures
 from regraft.tuning.layers import GROUP_DECAY, GROUPS, decayed_multipliers, gradual_multipliers, levels
+from tests.backbones.family import SMALLER
 
 
 def tower(depth):
@@ -39,3 +43,22 @@ def test_layers_join_from_the_top_down_until_half_of_training_is_over(step, lear
     multipliers = gradual_multipliers(heights, 200)(step)
     expected = [GROUP_DECAY ** (GROUPS - height) if height > GROUPS - learning else 0.0 for height in heights]
     np.testing.assert_allclose(multipliers, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224_imagenet", "gpt2_base_en"])
+def test_each_block_of_a_transformer_stands_on_a_level_of_its_own(name):
+    row = architectures()[name]
+    config = {**row.config, **SMALLER[row.class_name], "num_layers": 3}
+    backbone = Architecture(row.class_name, config).make(called="net")
+    sequence = backbone.output["sequence_output"] if isinstance(backbone.output, dict) else backbone.output
+    model = keras.Model(backbone.input, layers.Dense(2)(sequence[:, 0]))
+    heights = levels(model, most=12)
+    assert heights == sorted(heights)
+    of_block: dict[str, set[int]] = {}
+    for weight, height in zip(model.trainable_variables, heights, strict=True):
+        block = re.search(r"transformer_(?:block|layer)_(\d)", weight.path)
+        if block:
+            of_block.setdefault(block[1], set()).add(height)
+    assert len(of_block) == 3
+    assert all(len(found) == 1 for found in of_block.values())
+    assert len(set.union(*of_block.values())) == 3
