@@ -1,0 +1,145 @@
+"""Whether what an explanation names is what the model goes by: hide it and see the answer fall, show it alone and see.
+
+Deletion and insertion areas of Petsiuk et al., 2018 (RISE, arXiv:1806.07421), beside those of random orders.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from regraft.data.targets import MULTILABEL, REGRESSION
+from regraft.explanations.attribution import PictureExplainer, TextExplainer
+
+STEPS = 8
+RANDOM_ORDERS = 3
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Means of the answer while parts are hidden, or shown, in an order.
+
+    Attributes:
+        deletion: While they are hidden, the first first: a good order makes it low.
+        insertion: While they are shown, the first first: a good order makes it high.
+    """
+
+    deletion: float
+    insertion: float
+
+
+def still(task: str, outputs: NDArray[np.float32], target: int, *, unit: float = 1.0) -> NDArray[np.float64]:
+    """Return how much each row of `outputs` (N, K) still is the answer of the first row, shape (N,).
+
+    The probability of the class or label `target`; of values, minus the distance to the first row's, in `unit`s.
+    """
+    wide = outputs.astype(np.float64)
+    if task == REGRESSION:
+        return -np.abs(wide[:, target] - wide[0, target]) / unit
+    return special.expit(wide[:, target]) if task == MULTILABEL else special.softmax(wide, axis=1)[:, target]
+
+
+def areas_of(
+    explainer: PictureExplainer | TextExplainer,
+    content: Any,
+    order: NDArray[np.int64],
+    answer: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+) -> Areas:
+    """Return both areas for the parts of `content` in `order`.
+
+    Args:
+        explainer: Of the model.
+        content: An image, a recording, or a text.
+        order: Numbers of its parts, the weightiest first.
+        answer: From outputs (N, K), the first those of the whole input, to shape (N,): see `still`.
+    """
+    counts = np.unique(np.linspace(0, len(order), STEPS + 1).round().astype(np.int64))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    deleted = rank[None] >= counts[:, None]
+    keep = np.concatenate([deleted, ~deleted])
+    answers = answer(explainer.outputs_of_parts(content, keep))
+    shares = counts / len(order)
+    falling, rising = np.split(answers, 2)
+    return Areas(float(np.trapezoid(falling, shares)), float(np.trapezoid(rising, shares)))
+
+
+def measure(
+    explainer: PictureExplainer | TextExplainer,
+    contents: Sequence[Any],
+    task: str,
+    *,
+    seed: int,
+    unit: float = 1.0,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, dict[str, Any]]:
+    """Return for each method how its order fares beside random ones, over the answers to `contents`.
+
+    Args:
+        explainer: Of the model.
+        contents: Images, recordings or texts, at least one.
+        task: Of the model.
+        seed: Of the random orders.
+        unit: For values: what distances are measured in.
+        advance: Told how many more inputs are done.
+
+    Returns:
+        By method: examples, deletion, insertion, random_deletion, random_insertion (means), better_deletion,
+        better_insertion, better_both (shares of the examples on which the method's area is better than the mean of
+        `RANDOM_ORDERS` random ones), and low and high: Wilson's 95% interval of better_both. Inputs of a single part,
+        which have but one order, are left out.
+    """
+    rows: dict[str, list[tuple[Areas, Areas]]] = {method: [] for method in explainer.methods}
+    for number, content in enumerate(contents):
+        target = top_output(explainer, content)
+
+        def answer(outputs: NDArray[np.float32], target: int = target) -> NDArray[np.float64]:
+            return still(task, outputs, target, unit=unit)
+
+        random = None
+        for method in explainer.methods:
+            weights = explainer.attribute(method, content, target).weights
+            if len(weights) < 2:
+                break
+            if random is None:
+                generator = np.random.default_rng([seed, number])
+                drawn = [
+                    areas_of(explainer, content, generator.permutation(len(weights)), answer)
+                    for _ in range(RANDOM_ORDERS)
+                ]
+                random = Areas(
+                    float(np.mean([one.deletion for one in drawn])), float(np.mean([one.insertion for one in drawn]))
+                )
+            order = np.argsort(-weights, kind="stable")
+            rows[method].append((areas_of(explainer, content, order, answer), random))
+        advance(1)
+    return {method: _summary(pairs) for method, pairs in rows.items() if pairs}
+
+
+def top_output(explainer: PictureExplainer | TextExplainer, content: Any) -> int:
+    """Return the number of the output that is largest for `content`: the class it is given, the most probable label."""
+    whole: Any = [content] if isinstance(explainer, TextExplainer) else explainer.prepared(content)[None]
+    return int(explainer.outputs(whole)[0].argmax())
+
+
+def _summary(pairs: list[tuple[Areas, Areas]]) -> dict[str, Any]:
+    ours, random = zip(*pairs, strict=True)
+    deletion = np.array([mine.deletion < theirs.deletion for mine, theirs in pairs])
+    insertion = np.array([mine.insertion > theirs.insertion for mine, theirs in pairs])
+    both = int((deletion & insertion).sum())
+    interval = stats.binomtest(both, len(pairs)).proportion_ci(method="wilson")
+    return {
+        "examples": len(pairs),
+        "deletion": float(np.mean([one.deletion for one in ours])),
+        "insertion": float(np.mean([one.insertion for one in ours])),
+        "random_deletion": float(np.mean([one.deletion for one in random])),
+        "random_insertion": float(np.mean([one.insertion for one in random])),
+        "better_deletion": float(deletion.mean()),
+        "better_insertion": float(insertion.mean()),
+        "better_both": both / len(pairs),
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }
