@@ -434,6 +434,42 @@ def _say_answer(result: dict[str, Any]) -> str:
 
 
 @app.command()
+def explain(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
+    ],
+    given: Annotated[str, typer.Argument(metavar="FILE_OR_TEXT", help="As for `predict`.")],
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", parser=_folder, help="Folder for the page.")] = Path(
+        "explanation"
+    ),
+    root: Root = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Show what in a file or a text speaks for a registered model's answer, and the training examples most like it."""
+    from flows.explain import explain as explain_one
+    from regraft.quiet import without_noise
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    with without_noise():
+        outcome = explain_one(paths, load_settings(paths.params), model, given, out)
+    if as_json:
+        _print_json(outcome)
+        return
+    typer.echo(f"{_say_answer(outcome['answer'])}\t{given}")
+    for name, areas in outcome["methods"].items():
+        chance = outcome["random"]
+        typer.echo(
+            f"{name}: answer {areas['deletion']:.3f} while what it names is hidden (chance {chance['deletion']:.3f}), "
+            f"{areas['insertion']:.3f} while it is shown (chance {chance['insertion']:.3f})"
+        )
+    for one in outcome["neighbours"]:
+        typer.echo(f"like {one['similarity']:.3f}  {one['answer']}  {one['name']}")
+    typer.echo(f"page: {out / outcome['files'][0]}")
+
+
+@app.command()
 def score(
     model: Annotated[
         str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")

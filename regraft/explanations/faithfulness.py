@@ -110,13 +110,16 @@ def measure(
                     areas_of(explainer, content, generator.permutation(len(weights)), answer)
                     for _ in range(RANDOM_ORDERS)
                 ]
-                random = Areas(
-                    float(np.mean([one.deletion for one in drawn])), float(np.mean([one.insertion for one in drawn]))
-                )
+                random = mean_of(drawn)
             order = np.argsort(-weights, kind="stable")
             rows[method].append((areas_of(explainer, content, order, answer), random))
         advance(1)
     return {method: _summary(pairs) for method, pairs in rows.items() if pairs}
+
+
+def mean_of(areas: Sequence[Areas]) -> Areas:
+    """Return the means of both areas."""
+    return Areas(float(np.mean([one.deletion for one in areas])), float(np.mean([one.insertion for one in areas])))
 
 
 def top_output(explainer: PictureExplainer | TextExplainer, content: Any) -> int:
@@ -133,10 +136,10 @@ def _summary(pairs: list[tuple[Areas, Areas]]) -> dict[str, Any]:
     interval = stats.binomtest(both, len(pairs)).proportion_ci(method="wilson")
     return {
         "examples": len(pairs),
-        "deletion": float(np.mean([one.deletion for one in ours])),
-        "insertion": float(np.mean([one.insertion for one in ours])),
-        "random_deletion": float(np.mean([one.deletion for one in random])),
-        "random_insertion": float(np.mean([one.insertion for one in random])),
+        "deletion": mean_of(ours).deletion,
+        "insertion": mean_of(ours).insertion,
+        "random_deletion": mean_of(random).deletion,
+        "random_insertion": mean_of(random).insertion,
         "better_deletion": float(deletion.mean()),
         "better_insertion": float(insertion.mean()),
         "better_both": both / len(pairs),

@@ -48,8 +48,7 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
     with open_model(paths, settings, reference) as opened:
         answers = opened.answer([opened.read(given) for given in inputs])
     return [
-        {"input": given, **{str(column): _plain(cell) for column, cell in answer.items()}}
-        for given, answer in zip(inputs, answers.to_dict("records"), strict=True)
+        {"input": given, **as_json(answer)} for given, answer in zip(inputs, answers.to_dict("records"), strict=True)
     ]
 
 
@@ -126,6 +125,11 @@ def open_model(paths: Paths, settings: Settings, reference: str) -> Iterator[Ope
                 f"{name} version {number} takes {columns}; only models of images, recordings or texts can be asked."
             )
         yield OpenModel(name, number, tuple(columns), loaded)
+
+
+def as_json(answer: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return an answer, a row of what the model returned, as JSON can hold it."""
+    return {str(column): _plain(cell) for column, cell in answer.items()}
 
 
 def _plain(cell: Any) -> Any:
