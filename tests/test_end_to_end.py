@@ -139,6 +139,11 @@ def test_a_registered_model_is_made_again_to_the_byte_though_the_project_moved_o
     assert (outcome["same_weights"], outcome["same_export"], outcome["same_answers"]) == (True, True, True)
     assert outcome["code"] == "the present code"
     assert len(copy.facts("models")["models"]) == 2
+    image = next((copy.root.parent / "images" / "red").glob("*.png"))
+    explained = copy.facts("explain", "discs/1", str(image), "--out", str(tmp_path / "why"))
+    assert explained["answer"]["label"] == explained["target"]
+    assert explained["neighbours"][0]["similarity"] == pytest.approx(1.0, abs=1e-4)  # itself, or one like it
+    assert sorted(explained["files"]) == sorted(file.name for file in (tmp_path / "why").iterdir())
     done = copy.regraft("rebuild", "discs/1", str(tmp_path / "again"), check=False)
     assert (done.returncode, "is not empty" in done.stderr) == (2, True)
 
