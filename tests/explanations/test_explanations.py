@@ -62,6 +62,7 @@ def test_what_a_network_of_pictures_goes_by_is_where_it_looks(method, windows):
     explainer = PictureExplainer(picture_model(windows=windows))
     assert explainer.methods == (GRAD_CAM, INTEGRATED_GRADIENTS)
     attribution = explainer.attribute(method, b"", 0)
+    assert attribution.heat is not None
     assert attribution.heat.shape == (windows, SIDE, SIDE)
     assert attribution.heat.max() == pytest.approx(1.0)
     cells = attribution.weights.reshape(windows, GRID, GRID)
@@ -78,12 +79,13 @@ def test_what_speaks_against_an_answer_counts_for_values_only():
 def test_a_network_without_a_map_has_gradients_still():
     pixels = keras.Input((SIDE, SIDE, 3))
     model = graft(
-        keras.Model(pixels, keras.layers.Flatten()(pixels)), np.ones((SIDE * SIDE * 3, 2), np.float32), np.zeros(2)
+        keras.Model(pixels, keras.layers.Flatten()(pixels)),
+        np.ones((SIDE * SIDE * 3, 2), np.float32),
+        np.zeros(2, np.float32),
     )
-    known = picture_model()
-    assert PictureExplainer(SimpleNamespace(model=model, task="classification", extractor=known.extractor)).methods == (
-        INTEGRATED_GRADIENTS,
-    )
+    classifier = picture_model()
+    classifier.model = model
+    assert PictureExplainer(classifier).methods == (INTEGRATED_GRADIENTS,)
 
 
 def test_hidden_cells_are_blurred_and_kept_ones_are_as_they_were():
