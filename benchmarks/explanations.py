@@ -25,7 +25,7 @@ def main() -> None:
         classifier, test = load_classifier(paths.model, paths.backbones), open_split(paths.prepared, "test")
         contents = test.inputs(range(min(options.examples, len(test))))
         unit = float(open_split(paths.prepared, "train").labels.std()) if test.task == "regression" else 1.0
-        found = faithfulness.measure(explainer_of(classifier), contents, test.task, seed=7, unit=unit)
+        found = faithfulness.measure(explainer_of(classifier), contents, seed=7, unit=unit)
         for method, row in found.items():
             print(
                 f"{project.name} | {method} | {row['examples']} | "

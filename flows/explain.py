@@ -65,9 +65,9 @@ def explain(paths: Paths, settings: Settings, reference: str, given: str, out: P
         page = explaining.render(found, model=f"{opened.name} version {opened.version}", given=given, answer=answer)
         (out / files[0]).write_text(page, "utf-8")
         for attribution in found.attributions:
-            if attribution.heat is not None:
+            if found.picture is not None:
                 files.append(f"{attribution.method.lower().replace(' ', '-')}.png")
-                (out / files[-1]).write_bytes(explaining.draw(found, attribution))
+                (out / files[-1]).write_bytes(explaining.draw(found.picture, attribution))
     return {
         "model": opened.name,
         "version": opened.version,

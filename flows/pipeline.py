@@ -240,10 +240,13 @@ def borrow_cache(root: Path, lender: Path) -> None:
         config["remote"] = dict(remotes_of)
 
 
-def stage_names(root: Path) -> list[str]:
-    """Return the names of the stages in running order."""
+def split_stages(root: Path, output: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the stages, in running order, up to the one that makes `output`, and those after it."""
     with _repository(Paths(root)) as repo:
-        return [stage.name for stage in _ordered(repo)]
+        stages = _ordered(repo)
+        made = [place for place, stage in enumerate(stages) if any(Path(out.fs_path) == output for out in stage.outs)]
+        names = [stage.name for stage in stages]
+        return names[: made[0] + 1], names[made[0] + 1 :]
 
 
 def start_project(root: Path) -> None:

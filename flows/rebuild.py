@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from regraft.registry.published import CODE_COMMIT
 from regraft.registry.versions import recorded_files
 from regraft.settings import Settings
 
-# What is made again; what comes before is restored from the DVC cache, to the byte.
-AGAIN = ("embed", "finetune", "evaluate")
 _RUN = """
 import sys
 from pathlib import Path
@@ -67,12 +65,13 @@ def rebuild(
         root.state.mkdir(exist_ok=True)
         shutil.move(root.root / root.inputs.name, root.inputs)
         pipeline.borrow_cache(root.root, paths.root)
-        graph = [stage for stage in pipeline.stage_names(root.root) if stage not in AGAIN]
-        on_line(f"restoring the results of {', '.join(graph)}")
-        pipeline.restore_stages(root.root, graph)
-        with _code(root, known.tags.get(CODE_COMMIT, "none")) as (code, called):
+        # The backbone and what comes before it are taken from the DVC cache, to the byte.
+        restored, again = pipeline.split_stages(root.root, root.backbones)
+        on_line(f"restoring the results of {', '.join(restored)}")
+        pipeline.restore_stages(root.root, restored)
+        with _code(root, again, known.tags.get(CODE_COMMIT, "none")) as (code, called):
             on_line(f"making version {known.version} of {known.name} again with {called}")
-            _run(code, root.root, on_line)
+            _run(code, root.root, again, on_line)
         return _compare(root, recorded, known.folder / "reports", called) | {
             "name": known.name,
             "version": known.version,
@@ -80,13 +79,13 @@ def rebuild(
 
 
 @contextmanager
-def _code(root: Paths, commit: str) -> Iterator[tuple[Path, str]]:
+def _code(root: Paths, stages: Sequence[str], commit: str) -> Iterator[tuple[Path, str]]:
     """Yield a checkout of the code that the model was made with, and what to call it."""
     wanted = read_json(root.inputs)["code"]
     differing = sorted(
         {
             name
-            for stage in AGAIN
+            for stage in stages
             for now in [code_fingerprint(stage)]
             for name in {*now, *wanted[stage]}
             if now.get(name) != wanted[stage].get(name)
@@ -124,10 +123,10 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-def _run(code: Path, root: Path, on_line: Callable[[str], None]) -> None:
+def _run(code: Path, root: Path, stages: Sequence[str], on_line: Callable[[str], None]) -> None:
     """Run the stages with the code in `code`, in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(code)}
-    command = [sys.executable, "-P", "-c", _RUN, str(root), *AGAIN]
+    command = [sys.executable, "-P", "-c", _RUN, str(root), *stages]
     last: list[str] = []
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

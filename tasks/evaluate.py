@@ -22,6 +22,9 @@ from regraft.evaluation.plots import Mistake, to_png
 from regraft.evaluation.probabilities import probability_metrics
 from regraft.evaluation.report import PAIRS_SHOWN, Facts, Pairs, Shown, draw_plots, render_report
 from regraft.evaluation.speed import measure_speed
+from regraft.explanations import faithfulness
+from regraft.explanations.attribution import Explainer, TextExplainer, explainer_of
+from regraft.explanations.explain import draw
 from regraft.files import read_json, replace_directory, write_json, write_text
 from regraft.measures import headline
 from regraft.paths import Paths
@@ -40,6 +43,7 @@ PARITY_EXAMPLES = 32
 PARITY_TOLERANCE = 1e-3
 SPEED_EXAMPLES = 64
 SPEED_BUDGET_S = 2.0  # for each of two measurements
+EXPLAINED_EXAMPLES = 8  # of the test split, by which explanations are judged
 MISTAKES_SHOWN = {"image": 12, "audio": 12, "text": 6}
 
 
@@ -80,6 +84,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     chance: Any = {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
     if test.task != REGRESSION:
         outcome.metrics["test"] |= probability_metrics(test.task, test.labels, answers, test.class_names, **chance)
+    explainer = explainer_of(classifier)
     metrics = {
         "shipped": classifier.shipped,
         "task": classifier.task,
@@ -87,6 +92,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         **outcome.metrics,
         **certainty.measure(settled, answers, test.labels, **chance),
         "slices": _slice(test, answers, chance),
+        "explanations": _test_explanations(explainer, test, _unit(paths, test.task), seed),
     }
     write_json(paths.reports / "metrics.json", metrics)
     seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
@@ -102,7 +108,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         "training": read_json(paths.reports / "training_time.json"),
     }
     write_json(paths.reports / "speed.json", speed)
-    mistakes = outcome.mistakes
+    mistakes = [_explain(explainer, mistake) for mistake in outcome.mistakes]
     if test.kind == "audio":
         mistakes = [replace(mistake, content=draw_sound(classifier.extractor, mistake.content)) for mistake in mistakes]
     data = read_json(paths.reports / "data.json")
@@ -169,6 +175,22 @@ def outputs_on(classifier: Classifier, split: Split, features: Path) -> np.ndarr
         outputs: np.ndarray = np.load(features) @ classifier.kernel + classifier.bias
         return outputs
     return predict(compile_outputs(classifier), split, "calibrating")
+
+
+def _test_explanations(explainer: Explainer, test: Split, unit: float, seed: int) -> dict[str, Any]:
+    """Return how explanations of some test examples, evenly spread, fare beside random ones."""
+    rows = np.unique(np.linspace(0, len(test) - 1, EXPLAINED_EXAMPLES).astype(np.int64))
+    progress = Progress(log, "testing explanations", len(rows), "examples")
+    return faithfulness.measure(explainer, test.inputs(rows.tolist()), seed=seed, unit=unit, advance=progress.advance)
+
+
+def _explain(explainer: Explainer, mistake: Mistake) -> Mistake:
+    """Return `mistake` with what spoke for the answer."""
+    content: Any = mistake.content
+    attribution = explainer.attribute(explainer.methods[0], content, faithfulness.top_output(explainer, content))
+    if isinstance(explainer, TextExplainer):
+        return replace(mistake, why=attribution.words())
+    return replace(mistake, why=draw(explainer.prepared(content), attribution))
 
 
 def _slice(test: Split, answers: np.ndarray, chance: Mapping[str, Any]) -> dict[str, Any]:

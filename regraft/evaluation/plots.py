@@ -47,6 +47,7 @@ class Mistake:
         predicted: The class the model chose; or the labels or values it answered.
         probability: The probability the model gave to `predicted`, in [0, 1]; None where there is no single one.
         content: Encoded image (of a recording: the picture of its sound), or text.
+        why: What spoke for `predicted`: the image with heat over it, or words as `Attribution.words` has them.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Mistake:
     predicted: str
     probability: float | None
     content: bytes | str
+    why: bytes | list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

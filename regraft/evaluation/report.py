@@ -449,7 +449,8 @@ def _show_mistake(mistake: Mistake) -> dict[str, Any]:
         "predicted": mistake.predicted,
         "probability": mistake.probability,
     }
-    return {**shown, **_show_content(mistake.content)}
+    why = {"why": _data_url(thumbnail(mistake.why).encoded) if isinstance(mistake.why, bytes) else mistake.why}
+    return {**shown, **_show_content(mistake.content), **why}
 
 
 def _show_content(content: bytes | str) -> dict[str, Any]:

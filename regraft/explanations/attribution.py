@@ -6,6 +6,7 @@ Parts are the cells of a grid over an image (of recordings, over their log-mel p
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -40,6 +41,14 @@ class Attribution:
     parts: tuple[str, ...] = ()
     heat: NDArray[np.float32] | None = None
 
+    def words(self) -> list[dict[str, Any]]:
+        """Return for each word of a text {"text", "weight", "share": of the largest weight, in [-1, 1]}."""
+        strongest = float(np.abs(self.weights).max()) or 1.0
+        return [
+            {"text": word, "weight": float(weight), "share": float(weight) / strongest}
+            for word, weight in zip(self.parts, self.weights, strict=True)
+        ]
+
 
 class PictureExplainer:
     """Explains answers to images, or recordings as pictures, by gradients; and hides parts of them.
@@ -53,7 +62,8 @@ class PictureExplainer:
     def __init__(self, classifier: Classifier) -> None:
         self._model = classifier.model
         self._prepare = classifier.extractor.prepare
-        self._matters = np.abs if classifier.task == REGRESSION else lambda mass: np.maximum(mass, 0.0)
+        self.task = classifier.task
+        self._matters = np.abs if self.task == REGRESSION else lambda mass: np.maximum(mass, 0.0)
         pool = next((layer for layer in self._model.layers if layer.name == "pool"), None)
         seen = pool.input if pool is not None else None
         # Networks that give a sequence of patches (transformers) have no map to look at.
@@ -155,7 +165,8 @@ class TextExplainer:
     def __init__(self, classifier: Classifier) -> None:
         self._model = classifier.model
         self._prepare = classifier.extractor.prepare
-        self._matters = np.abs if classifier.task == REGRESSION else np.asarray
+        self.task = classifier.task
+        self._matters = np.abs if self.task == REGRESSION else np.asarray
 
     def outputs(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the model's outputs, float32 (N, K)."""
@@ -205,7 +216,10 @@ def split_words(text: str) -> list[str]:
     return parts[:-1]
 
 
-def explainer_of(classifier: Classifier) -> PictureExplainer | TextExplainer:
+Explainer = PictureExplainer | TextExplainer
+
+
+def explainer_of(classifier: Classifier) -> Explainer:
     """Return what explains answers of `classifier`."""
     return TextExplainer(classifier) if classifier.extractor.kind == "text" else PictureExplainer(classifier)
 

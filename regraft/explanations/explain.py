@@ -125,13 +125,13 @@ def _neighbours(content: bytes | str, *, backbones: Path, prepared: Path, featur
     )
 
 
-def draw(explanation: Explanation, attribution: Attribution) -> bytes:
-    """Return a PNG of what the model saw with the heat over it, windows side by side."""
-    if explanation.picture is None or attribution.heat is None:
+def draw(picture: NDArray[np.float32], attribution: Attribution) -> bytes:
+    """Return a PNG of what the model saw, (windows, side, side, 3), with the heat over it, windows side by side."""
+    if attribution.heat is None:
         raise ValueError("texts have no picture")
     heat = attribution.heat[..., None]
     colour = mpl.colormaps["inferno"](attribution.heat)[..., :3] * 255.0
-    mixed = explanation.picture * (1.0 - HEAT * heat) + colour * HEAT * heat
+    mixed = picture * (1.0 - HEAT * heat) + colour * HEAT * heat
     return _png(mixed)
 
 
@@ -160,14 +160,10 @@ def render(explanation: Explanation, *, model: str, given: str, answer: Mapping[
         row: dict[str, Any] = {"name": attribution.method}
         if explanation.areas:
             row["areas"] = explanation.areas[place]
-        if attribution.heat is not None:
-            row["picture"] = _uri(draw(explanation, attribution))
+        if explanation.picture is not None:
+            row["picture"] = _uri(draw(explanation.picture, attribution))
         else:
-            strongest = float(np.abs(attribution.weights).max()) or 1.0
-            row["words"] = [
-                {"text": word, "share": float(weight) / strongest, "weight": float(weight)}
-                for word, weight in zip(attribution.parts, attribution.weights, strict=True)
-            ]
+            row["words"] = attribution.words()
         methods.append(row)
     return _template().render(
         model=model,

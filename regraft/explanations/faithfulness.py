@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from regraft.data.targets import MULTILABEL, REGRESSION
-from regraft.explanations.attribution import PictureExplainer, TextExplainer
+from regraft.explanations.attribution import Explainer, TextExplainer
 
 STEPS = 8
 RANDOM_ORDERS = 3
@@ -43,7 +43,7 @@ def still(task: str, outputs: NDArray[np.float32], target: int, *, unit: float =
 
 
 def areas_of(
-    explainer: PictureExplainer | TextExplainer,
+    explainer: Explainer,
     content: Any,
     order: NDArray[np.int64],
     answer: Callable[[NDArray[np.float32]], NDArray[np.float64]],
@@ -68,9 +68,8 @@ def areas_of(
 
 
 def measure(
-    explainer: PictureExplainer | TextExplainer,
+    explainer: Explainer,
     contents: Sequence[Any],
-    task: str,
     *,
     seed: int,
     unit: float = 1.0,
@@ -81,7 +80,6 @@ def measure(
     Args:
         explainer: Of the model.
         contents: Images, recordings or texts, at least one.
-        task: Of the model.
         seed: Of the random orders.
         unit: For values: what distances are measured in.
         advance: Told how many more inputs are done.
@@ -97,7 +95,7 @@ def measure(
         target = top_output(explainer, content)
 
         def answer(outputs: NDArray[np.float32], target: int = target) -> NDArray[np.float64]:
-            return still(task, outputs, target, unit=unit)
+            return still(explainer.task, outputs, target, unit=unit)
 
         random = None
         for method in explainer.methods:
@@ -122,8 +120,10 @@ def mean_of(areas: Sequence[Areas]) -> Areas:
     return Areas(float(np.mean([one.deletion for one in areas])), float(np.mean([one.insertion for one in areas])))
 
 
-def top_output(explainer: PictureExplainer | TextExplainer, content: Any) -> int:
-    """Return the number of the output that is largest for `content`: the class it is given, the most probable label."""
+def top_output(explainer: Explainer, content: Any) -> int:
+    """Return the number of the output to explain: the class given to `content`, its likeliest label, or 0 of values."""
+    if explainer.task == REGRESSION:
+        return 0
     whole: Any = [content] if isinstance(explainer, TextExplainer) else explainer.prepared(content)[None]
     return int(explainer.outputs(whole)[0].argmax())
 

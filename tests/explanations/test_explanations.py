@@ -1,5 +1,6 @@
 """Explanations of models whose reasons are known."""
 
+import io
 from types import SimpleNamespace
 
 import keras
@@ -18,7 +19,7 @@ from regraft.explanations.attribution import (
     TextExplainer,
     split_words,
 )
-from regraft.explanations.explain import render
+from regraft.explanations.explain import Explanation, Neighbour, draw, render
 from regraft.tuning.classifier import graft
 
 SIDE = 32
@@ -131,14 +132,12 @@ def test_the_separator_of_a_pair_is_never_hidden():
 
 
 def test_explanations_that_are_right_beat_chance():
-    [row] = faithfulness.measure(
-        TextExplainer(counting("good", "bad")), ["a b c good d e f g"] * 5, "classification", seed=1
-    ).values()
+    [row] = faithfulness.measure(TextExplainer(counting("good", "bad")), ["a b c good d e f g"] * 5, seed=1).values()
     assert (row["examples"], row["better_both"]) == (5, 1.0)
     assert row["deletion"] < row["random_deletion"]
     assert row["insertion"] > row["random_insertion"]
     assert row["low"] < 1.0 == row["high"]
-    pictures = faithfulness.measure(PictureExplainer(picture_model()), [b""] * 3, "classification", seed=1)
+    pictures = faithfulness.measure(PictureExplainer(picture_model()), [b""] * 3, seed=1)
     assert {method: row["better_both"] for method, row in pictures.items()} == {
         GRAD_CAM: 1.0,
         INTEGRATED_GRADIENTS: 1.0,
@@ -153,12 +152,12 @@ def test_explanations_that_are_wrong_do_not_beat_chance(monkeypatch):
         return type(attribution)(method, -attribution.weights, attribution.parts)
 
     monkeypatch.setattr(TextExplainer, "attribute", upside_down)
-    [row] = faithfulness.measure(explainer, ["a b c good d e f g"] * 5, "classification", seed=1).values()
+    [row] = faithfulness.measure(explainer, ["a b c good d e f g"] * 5, seed=1).values()
     assert row["better_both"] == 0.0
 
 
 def test_one_word_has_no_order_to_judge():
-    assert faithfulness.measure(TextExplainer(counting("good", "bad")), ["good"], "classification", seed=1) == {}
+    assert faithfulness.measure(TextExplainer(counting("good", "bad")), ["good"], seed=1) == {}
 
 
 def test_how_much_values_are_still_the_same_is_their_distance():
@@ -167,8 +166,6 @@ def test_how_much_values_are_still_the_same_is_their_distance():
 
 
 def test_a_page_shows_texts_as_they_are_and_asks_for_nothing():
-    from regraft.explanations.explain import Explanation, Neighbour
-
     attribution = TextExplainer(counting("good", "bad")).attribute("", "good <b>food</b>", 0)
     found = Explanation("yes", (attribution,), (), None, None, (Neighbour("one", "yes", 0.5, "<script>"),))
     page = render(found, model="m version 1", given="good", answer={"label": "yes", "probability": 0.9, "set": ["yes"]})
@@ -178,10 +175,5 @@ def test_a_page_shows_texts_as_they_are_and_asks_for_nothing():
 
 
 def test_pictures_are_drawn_at_a_size_that_can_be_seen():
-    import io
-
-    from regraft.explanations.explain import Explanation, draw
-
     attribution = PictureExplainer(picture_model()).attribute(GRAD_CAM, b"", 0)
-    found = Explanation("red", (attribution,), (), None, red_corner(), ())
-    assert Image.open(io.BytesIO(draw(found, attribution))).height >= 300
+    assert Image.open(io.BytesIO(draw(red_corner(), attribution))).height >= 300
