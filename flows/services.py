@@ -1,5 +1,6 @@
 """The services of one machine: a Prefect server, an MLflow server, and a worker for each of the pools cpu and gpu."""
 
+import logging
 import os
 import socket
 import sys
@@ -23,7 +24,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType, WorkPool
+from prefect.client.schemas.objects import StateType, WorkPool, WorkPoolStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectException
@@ -38,17 +39,23 @@ from regraft.registry import tracking
 from regraft.services import NAMES, POOLS, SERVERS, Service
 from regraft.state import state_folder
 
+log = logging.getLogger(__name__)
+
+DEFAULT_HOST, DEFAULT_PORTS = "127.0.0.1", {"prefect": 4200, "mlflow": 5000}
 START_TIMEOUT_S = 300.0  # for one service on a busy machine; 10 to 30 s are usual
 POLL_S = 0.5
 LAST_LINES = 5
+ALWAYS = ("REGRAFT_STATE", "PREFECT_API_URL", "PYTHONPATH")  # set whatever this process's environment says of them
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (what a client calls a server that listens everywhere)
 HEALTH_ERRORS = (httpx.HTTPError, PrefectException)
 UNDER_WAY = (StateType.RUNNING, StateType.CANCELLING)
 QUEUED = (StateType.SCHEDULED, StateType.PENDING)
 
 
-def up(host: str, prefect_port: int, mlflow_port: int) -> dict[str, Service]:
+def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> dict[str, Service]:
     """Start what does not run yet of the four services, and return all of them by name.
+
+    What is not given is as it was at the last `up`, else that of `DEFAULT_HOST` and `DEFAULT_PORTS`.
 
     Args:
         host: The address that both servers listen on.
@@ -63,8 +70,14 @@ def up(host: str, prefect_port: int, mlflow_port: int) -> dict[str, Service]:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # databases and logs
     with exclusive(folder / "services.lock", folder):
-        alive = {name: service for name, service in services.load().items() if service.process.is_alive}
-        addresses = _addresses(host, prefect_port, mlflow_port)
+        known = services.load()
+        host = host or next((service.host for service in known.values()), DEFAULT_HOST)
+        ports = {
+            "prefect": prefect_port or _last_port(known, "prefect"),
+            "mlflow": mlflow_port or _last_port(known, "mlflow"),
+        }
+        addresses = _addresses(host, ports)
+        alive = {name: service for name, service in known.items() if service.process.is_alive}
         for name in SERVERS:
             if name in alive and alive[name].address != addresses[name]:
                 raise RegraftError(
@@ -74,7 +87,7 @@ def up(host: str, prefect_port: int, mlflow_port: int) -> dict[str, Service]:
         missing = [name for name in NAMES if name not in alive]
         for name in missing:
             stop(services.mark_of(name))  # what a service that died has left
-        for name, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
+        for name, port in ports.items():
             if name in missing:
                 _require_free(name, host, port)
         begun: list[str] = []
@@ -112,25 +125,21 @@ def status() -> dict[str, Any]:
     The lists of pools and deployments are empty if the Prefect server does not answer.
     """
     known = services.load()
-    pools: list[WorkPool] = []
     rows: list[dict[str, Any]] = []
     found: dict[str, Any] = {"services": rows, "pools": [], "deployments": []}
     if "prefect" in known:
         with _client(known["prefect"].address) as client:
             try:
-                pools = client.read_work_pools()
-                found["pools"] = [_pool(client, pool) for pool in pools]
+                found["pools"] = [_pool(client, pool) for pool in client.read_work_pools()]
                 found["deployments"] = [_deployment(client, each) for each in client.read_deployments()]
-            except HEALTH_ERRORS:
-                pools = []  # the row of the server tells why
-    for name, service in known.items():
+            except HEALTH_ERRORS as error:
+                log.debug("the Prefect server says nothing of pools and deployments: %s", error)  # its row says why
+    for service in (known[name] for name in NAMES if name in known):
         problem, version = _health(service)
         alive = service.process.is_alive
-        if alive and problem is None and name not in SERVERS:
-            problem = _worker_problem(name, pools)
         rows.append(
             {
-                "name": name,
+                "name": service.name,
                 "healthy": alive and problem is None,
                 "problem": problem if alive else "the process has ended",
                 "address": service.address,
@@ -142,10 +151,16 @@ def status() -> dict[str, Any]:
     return found
 
 
-def _addresses(host: str, prefect_port: int, mlflow_port: int) -> dict[str, str]:
+def _last_port(known: dict[str, Service], name: str) -> int:
+    port = urlsplit(known[name].address).port if name in known else None
+    return port or DEFAULT_PORTS[name]
+
+
+def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
+    """Return what clients on this machine call the two servers that listen on `host`."""
     name = WILDCARDS.get(host, host)
     name = f"[{name}]" if ":" in name else name
-    return {"prefect": f"http://{name}:{prefect_port}/api", "mlflow": f"http://{name}:{mlflow_port}"}
+    return {"prefect": f"http://{name}:{ports['prefect']}/api", "mlflow": f"http://{name}:{ports['mlflow']}"}
 
 
 def _require_free(name: str, host: str, port: int) -> None:
@@ -199,10 +214,7 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         folder=folder,
         environment=defaults | mine,
     )
-    return Service(name, addresses.get(name, addresses["prefect"]), process)
-
-
-ALWAYS = ("REGRAFT_STATE", "PREFECT_API_URL", "PYTHONPATH")  # whatever the environment says of them
+    return Service(name, addresses.get(name, addresses["prefect"]), host, process)
 
 
 def _wait_until_healthy(service: Service) -> None:
@@ -225,7 +237,7 @@ def _wait_until_healthy(service: Service) -> None:
 
 
 def _health(service: Service) -> tuple[str | None, str | None]:
-    """Return (what is wrong, version); of a worker, whether its server answers."""
+    """Return (what is wrong, version); a worker is well if its pool is ready: the server has heard of it lately."""
     if service.name == "mlflow":
         try:
             tracking.get(service.address, "/health")
@@ -234,16 +246,13 @@ def _health(service: Service) -> tuple[str | None, str | None]:
             return str(error), None
     with _client(service.address) as client:
         try:
-            return None, client.api_version()
+            version = client.api_version()
+            if service.name == "prefect":
+                return None, version
+            ready = client.read_work_pool(service.name.removeprefix("worker-")).status == WorkPoolStatus.READY
+            return (None if ready else "the server has not heard of it lately, or its pool is paused"), version
         except HEALTH_ERRORS as error:
             return f"{type(error).__name__}: {error}", None
-
-
-def _worker_problem(name: str, pools: list[WorkPool]) -> str | None:
-    pool = next((pool for pool in pools if pool.name == name.removeprefix("worker-")), None)
-    if pool is None:
-        return "its pool does not exist; `regraft down`, then `regraft up`, makes it again"
-    return None if pool.status == "READY" else f"its pool is {str(pool.status and pool.status.value).lower()}"
 
 
 def _make_pools(address: str) -> None:

@@ -444,9 +444,15 @@ def doctor(root: Root = HERE, as_json: AsJson = False) -> None:
 
 @app.command()
 def up(
-    host: Annotated[str, typer.Option(help="Address that the servers listen on.")] = "127.0.0.1",
-    prefect_port: Annotated[int, typer.Option(help="Of the Prefect server.", min=1, max=65535)] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Of the MLflow server.", min=1, max=65535)] = 5000,
+    host: Annotated[
+        str | None, typer.Option(help="Address that the servers listen on.", show_default="as before, or 127.0.0.1")
+    ] = None,
+    prefect_port: Annotated[
+        int | None, typer.Option(help="Of the Prefect server.", min=1, max=65535, show_default="as before, or 4200")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Of the MLflow server.", min=1, max=65535, show_default="as before, or 5000")
+    ] = None,
 ) -> None:
     """Start what is not up yet: a Prefect server, an MLflow server, and workers for the pools cpu and gpu."""
     import flows.services
@@ -655,7 +661,9 @@ def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> No
 
 
 def _print_rows(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table of plain text."""
+    """Print a table of plain text, if there is anything in it."""
+    if not rows:
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -19,11 +19,13 @@ class Service:
     Attributes:
         name: Which one.
         address: What its clients use; of a worker, the Prefect server that it asks for work.
+        host: What the servers were told to listen on.
         process: The process that leads it.
     """
 
     name: str
     address: str
+    host: str
     process: Process
 
     @property
@@ -51,7 +53,7 @@ def load() -> dict[str, Service]:
     file = services_file()
     listed = read_object(file) if file.exists() else {}
     return {
-        name: Service(name, facts["address"], Process(facts["pid"], facts["created"], mark_of(name)))
+        name: Service(name, facts["address"], facts["host"], Process(facts["pid"], facts["created"], facts["mark"]))
         for name, facts in listed.items()
     }
 
@@ -64,7 +66,7 @@ def save(services: dict[str, Service]) -> None:
     write_json(
         services_file(),
         {
-            name: {"address": service.address, "pid": service.process.pid, "created": service.process.created}
+            name: {"address": service.address, "host": service.host, **vars(service.process)}
             for name, service in services.items()
         },
     )
