@@ -26,6 +26,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType, WorkPool, WorkPoolStatus
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectException
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -306,5 +307,11 @@ def _deployment(client: SyncPrefectClient, deployment: DeploymentResponse) -> di
             "start": run.start_time and run.start_time.isoformat(timespec="seconds"),
             "seconds": round(run.total_run_time.total_seconds(), 1),
         }
-    schedules = [str(getattr(each.schedule, "cron", each.schedule)) for each in deployment.schedules if each.active]
+    schedules = [
+        f"{each.schedule.cron} {each.schedule.timezone}"
+        if isinstance(each.schedule, CronSchedule)
+        else f"{each.schedule}"
+        for each in deployment.schedules
+        if each.active
+    ]
     return {"name": name, "pool": deployment.work_pool_name, "schedules": schedules, "last_run": last}

@@ -526,7 +526,9 @@ def deploy(
     settings = load_settings(paths.params)
     address = os.environ.get("PREFECT_API_URL") or server("prefect")
     if not address:
-        raise RegraftError("there is no Prefect server to deploy to: run `regraft up`, or set PREFECT_API_URL to yours.")
+        raise RegraftError(
+            "there is no Prefect server to deploy to: run `regraft up`, or set PREFECT_API_URL to yours."
+        )
     import flows.deploy
 
     made = flows.deploy.deploy(paths, settings, address, cron, timezone)
