@@ -76,8 +76,8 @@ def _check(paths: Paths, name: str, pool: str, address: str) -> None:
             client.read_work_pool(pool)
         except ObjectNotFound:
             raise RegraftError(
-                f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu and gpu; others are "
-                f"made by `prefect work-pool create {pool} --type process`. Or change placement.pool in {paths.params}."
+                f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu and gpu; make "
+                f"others by `prefect work-pool create {pool} --type process`. Or change placement.pool in {paths.params}."
             ) from None
         try:
             present = client.read_deployment_by_name(f"{retrain.name}/{name}")

@@ -248,12 +248,11 @@ def _health(service: Service) -> tuple[str | None, str | None]:
     with _client(service.address) as client:
         try:
             version = client.api_version()
-            if service.name == "prefect":
-                return None, version
-            ready = client.read_work_pool(service.name.removeprefix("worker-")).status == WorkPoolStatus.READY
-            return (None if ready else "the server has not heard of it lately, or its pool is paused"), version
+            pool = None if service.name == "prefect" else client.read_work_pool(service.name.removeprefix("worker-"))
         except HEALTH_ERRORS as error:
             return f"{type(error).__name__}: {error}", None
+    is_ready = pool is None or pool.status == WorkPoolStatus.READY
+    return None if is_ready else "the server has not heard of it lately, or its pool is paused", version
 
 
 def _make_pools(address: str) -> None:

@@ -487,8 +487,11 @@ def status(as_json: AsJson = False) -> None:
         _print_rows(
             ("service", "state", "version", "pid", "address", "log"),
             [
-                (row["name"], "ok" if row["healthy"] else row["problem"])
-                + tuple(str(row[key] or "") for key in ("version", "pid", "address", "log"))
+                (
+                    row["name"],
+                    "ok" if row["healthy"] else row["problem"],
+                    *(str(row[key] or "") for key in ("version", "pid", "address", "log")),
+                )
                 for row in found["services"]
             ],
         )
@@ -499,8 +502,12 @@ def status(as_json: AsJson = False) -> None:
         _print_rows(
             ("deployment", "pool", "schedule", "last run", "started", "s"),
             [
-                (row["name"], str(row["pool"]), "; ".join(row["schedules"]))
-                + tuple(str((row["last_run"] or {}).get(key) or "") for key in ("state", "start", "seconds"))
+                (
+                    row["name"],
+                    str(row["pool"]),
+                    "; ".join(row["schedules"]),
+                    *(str((row["last_run"] or {}).get(key) or "") for key in ("state", "start", "seconds")),
+                )
                 for row in found["deployments"]
             ],
         )

@@ -40,7 +40,7 @@ def log_file(name: str) -> Path:
 
 
 def mark_of(name: str) -> str:
-    """Return what the processes of the service `name` of this state folder, and no others, have in their environment."""
+    """Return what processes of the service `name` of this state folder, no others, carry as their mark."""
     return f"{state_folder()}:{name}"
 
 

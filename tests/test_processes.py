@@ -10,7 +10,13 @@ import pytest
 
 from regraft.processes import Process, start, stop, with_mark
 
-FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True); print('born', flush=True); time.sleep(60)"
+SLEEP = "import time; time.sleep(60)"
+FAMILY = f"""
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
+print("born", flush=True)
+time.sleep(60)
+"""
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('born', flush=True); time.sleep(60)"
 
 
@@ -72,7 +78,7 @@ def test_another_process_that_has_the_id_now_is_not_taken_for_the_one_that_died(
 
 
 def test_a_process_gets_its_variables_and_lives_apart_from_this_session(tmp_path, mark):
-    program = "import os, time; print(os.environ['COLOUR'], os.getcwd(), os.getsid(0) == os.getpid(), flush=True); time.sleep(60)"
+    program = "import os; print(os.environ['COLOUR'], os.getcwd(), os.getsid(0) == os.getpid(), flush=True);" + SLEEP
     begin(program, mark, tmp_path, COLOUR="blue")
     assert (tmp_path / "logs" / "log").read_text() == f"blue {tmp_path} True\n"
     assert os.environ.get("COLOUR") is None
