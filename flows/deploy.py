@@ -77,7 +77,7 @@ def _check(paths: Paths, name: str, pool: str, address: str) -> None:
         except ObjectNotFound:
             raise RegraftError(
                 f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu and gpu; make "
-                f"others by `prefect work-pool create {pool} --type process`. Or change placement.pool in {paths.params}."
+                f"others by `prefect work-pool create {pool} --type process`. Or correct placement.pool in params.yaml."
             ) from None
         try:
             present = client.read_deployment_by_name(f"{retrain.name}/{name}")
