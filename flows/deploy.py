@@ -7,11 +7,12 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.runner import EntrypointType
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from flows.retrain import retrain
@@ -92,7 +93,8 @@ def _check(paths: Paths, name: str, pool: str, address: str) -> None:
 
 
 def _apply(flow: Flow[Any, Any], paths: Paths, name: str, pool: str, schedule: Schedule | None) -> str:
-    deployment = flow.to_deployment(
+    deployment = RunnerDeployment.from_flow(
+        flow,
         name=name,
         work_pool_name=pool,
         parameters={"root": str(paths.root)},

@@ -29,7 +29,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectException
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from regraft import services
 from regraft.errors import RegraftError, ResourceError
@@ -267,13 +267,18 @@ def _make_pools(address: str) -> None:
 
 @contextmanager
 def _client(address: str) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
+    settings = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0}  # a dead server is said to be so at once
+    with temporary_settings(settings), get_client(sync_client=True) as client:
         yield client
 
 
+def _until_now() -> FlowRunFilterExpectedStartTime:
+    """Return the filter that leaves out the future runs of a schedule, of which Prefect keeps a hundred."""
+    return FlowRunFilterExpectedStartTime.model_validate({"before_": datetime.now(UTC)})
+
+
 def _pool(client: SyncPrefectClient, pool: WorkPool) -> dict[str, Any]:
-    def count(types: tuple[StateType, ...], before: datetime | None = None) -> int:
-        due = None if before is None else FlowRunFilterExpectedStartTime(before_=before)
+    def count(types: tuple[StateType, ...], due: FlowRunFilterExpectedStartTime | None = None) -> int:
         state = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
         return client.count_flow_runs(
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool.name])),
@@ -285,7 +290,7 @@ def _pool(client: SyncPrefectClient, pool: WorkPool) -> dict[str, Any]:
         "type": pool.type,
         "status": pool.status and pool.status.value,
         "running": count(UNDER_WAY),
-        "queued": count(QUEUED, datetime.now(UTC)),  # those of a schedule's future are not
+        "queued": count(QUEUED, _until_now()),  # those of a schedule's future are not
     }
 
 
@@ -293,7 +298,7 @@ def _deployment(client: SyncPrefectClient, deployment: DeploymentResponse) -> di
     name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
     runs = client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
-        flow_run_filter=FlowRunFilter(expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC))),
+        flow_run_filter=FlowRunFilter(expected_start_time=_until_now()),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=1,
     )
