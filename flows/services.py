@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -24,12 +25,13 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType, WorkPool, WorkPoolStatus
+from prefect.client.schemas.objects import StateType, WorkerStatus, WorkPool, WorkPoolStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Crashed
 
 from regraft import services
 from regraft.errors import RegraftError, ResourceError
@@ -100,6 +102,8 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
                 _wait_until_healthy(alive[name])
                 if name == "prefect":
                     _make_pools(addresses[name])
+            if "worker-cpu" in missing or "worker-gpu" in missing:
+                _record_crashes(addresses["prefect"])
         except BaseException:
             for name in reversed(begun):
                 stop(services.mark_of(name))
@@ -115,7 +119,11 @@ def down() -> dict[str, int]:
     if not folder.exists():
         return {}
     with exclusive(folder / "services.lock", folder):
-        ended = {name: stop(services.mark_of(name)) for name in reversed(NAMES)}  # workers still report to the server
+        known = services.load()
+        ended = {name: stop(services.mark_of(name)) for name in reversed(NAMES) if name not in SERVERS}
+        if "prefect" in known and known["prefect"].process.is_alive:  # workers may not have come to report their runs
+            _record_crashes(known["prefect"].address)
+        ended |= {name: stop(services.mark_of(name)) for name in reversed(SERVERS)}
         services.save({})
     return {name: count for name, count in ended.items() if count}
 
@@ -204,7 +212,7 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         # A process worker hands out no devices: one run at a time has the GPUs.
         limit = 1 if pool == "gpu" else max(1, (os.cpu_count() or 1) // 2)
         module = ["prefect", "worker", "start", "--type", "process", "--pool", pool, "--limit", str(limit)]
-        module += ["--name", f"{pool}@{socket.gethostname()}", "--install-policy", "never"]
+        module += ["--name", _worker_name(pool), "--install-policy", "never"]
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"  # 10 unless told so: half of a short run's time
     mine = {variable: value for variable, value in environment.items() if variable in ALWAYS}
     defaults = {variable: value for variable, value in environment.items() if variable not in os.environ}
@@ -270,6 +278,33 @@ def _client(address: str) -> Iterator[SyncPrefectClient]:
     settings = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0}  # a dead server is said to be so at once
     with temporary_settings(settings), get_client(sync_client=True) as client:
         yield client
+
+
+def _record_crashes(address: str) -> None:
+    """Tell the server of runs that it takes to be under way on this machine and whose process is gone.
+
+    A worker that was killed cannot; such a run would be shown as running for ever, and keep the next one waiting.
+    Prefect knows of a run only its process id, so nothing is said of a pool that other machines work for too.
+    """
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(UNDER_WAY)))
+    with _client(address) as client:
+        try:
+            for pool in POOLS:
+                workers = client.read_workers_for_work_pool(pool)
+                if any(each.status == WorkerStatus.ONLINE and each.name != _worker_name(pool) for each in workers):
+                    continue
+                of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+                for run in client.read_flow_runs(work_pool_filter=of_pool, flow_run_filter=FlowRunFilter(state=states)):
+                    pid = run.infrastructure_pid or ""
+                    if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                        gone = Crashed(message="Its process ended without a report, with its worker.")
+                        client.set_flow_run_state(run.id, gone, force=True)
+        except HEALTH_ERRORS as error:
+            log.warning("runs that ended with their worker could not be recorded as crashed: %s", error)
+
+
+def _worker_name(pool: str) -> str:
+    return f"{pool}@{socket.gethostname()}"
 
 
 def _until_now() -> FlowRunFilterExpectedStartTime:
