@@ -25,7 +25,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType, WorkerStatus, WorkPool, WorkPoolStatus
+from prefect.client.schemas.objects import State, StateType, WorkerStatus, WorkPool, WorkPoolStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
@@ -297,7 +297,7 @@ def _record_crashes(address: str) -> None:
                 for run in client.read_flow_runs(work_pool_filter=of_pool, flow_run_filter=FlowRunFilter(state=states)):
                     pid = run.infrastructure_pid or ""
                     if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-                        gone = Crashed(message="Its process ended without a report, with its worker.")
+                        gone: State[None] = Crashed(message="Its process ended without a report, with its worker.")
                         client.set_flow_run_state(run.id, gone, force=True)
         except HEALTH_ERRORS as error:
             log.warning("runs that ended with their worker could not be recorded as crashed: %s", error)
