@@ -545,6 +545,110 @@ def doctor(root: Root = HERE, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def up(
+    host: Annotated[
+        str | None, typer.Option(help="Address that the servers listen on.", show_default="as before, or 127.0.0.1")
+    ] = None,
+    prefect_port: Annotated[
+        int | None, typer.Option(help="Of the Prefect server.", min=1, max=65535, show_default="as before, or 4200")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Of the MLflow server.", min=1, max=65535, show_default="as before, or 5000")
+    ] = None,
+) -> None:
+    """Start what is not up yet: a Prefect server, an MLflow server, and workers for the pools cpu and gpu."""
+    import flows.services
+
+    started = flows.services.up(host, prefect_port, mlflow_port)
+    typer.echo("up; these lines make other programs use the servers, regraft does so by itself:", err=True)
+    typer.echo(f"export PREFECT_API_URL={started['prefect'].address}")
+    typer.echo(f"export MLFLOW_TRACKING_URI={started['mlflow'].address}")
+
+
+@app.command()
+def down() -> None:
+    """Stop what `regraft up` started, with all that runs in it, and nothing else."""
+    import flows.services
+
+    ended = flows.services.down()
+    said = ", ".join(f"{name} ({count} process{'es' * (count > 1)})" for name, count in ended.items())
+    typer.echo(f"stopped {said}" if ended else "nothing was up")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show the services of `regraft up`, their pools, and the last run of each deployment."""
+    import flows.services
+
+    found = flows.services.status()
+    if as_json:
+        _print_json(found)
+    elif not found["services"]:
+        typer.echo("nothing is up; start the services with `regraft up`")
+    else:
+        _print_rows(
+            ("service", "state", "version", "pid", "address", "log"),
+            [
+                (
+                    row["name"],
+                    "ok" if row["healthy"] else row["problem"],
+                    *(str(row[key] or "") for key in ("version", "pid", "address", "log")),
+                )
+                for row in found["services"]
+            ],
+        )
+        _print_rows(
+            ("pool", "status", "running", "queued"),
+            [tuple(str(row[key]) for key in ("name", "status", "running", "queued")) for row in found["pools"]],
+        )
+        _print_rows(
+            ("deployment", "pool", "schedule", "last run", "started", "s"),
+            [
+                (
+                    row["name"],
+                    str(row["pool"]),
+                    "; ".join(row["schedules"]),
+                    *(str((row["last_run"] or {}).get(key) or "") for key in ("state", "start", "seconds")),
+                )
+                for row in found["deployments"]
+            ],
+        )
+    if not found["services"] or not all(row["healthy"] for row in found["services"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def deploy(
+    root: Root = HERE,
+    cron: Annotated[
+        str | None,
+        typer.Option(help='When to retrain, as "0 3 * * *"; without it by hand only.', show_default=False),
+    ] = None,
+    timezone: Annotated[str, typer.Option(help="That of --cron, as Europe/Berlin.")] = "UTC",
+    as_json: AsJson = False,
+) -> None:
+    """Make or update the project's deployments in Prefect: retrain/NAME, with the schedule, and score/NAME."""
+    from regraft.settings import load_settings
+    from regraft.state import server
+
+    paths = Paths(root.resolve())
+    settings = load_settings(paths.params)
+    address = os.environ.get("PREFECT_API_URL") or server("prefect")
+    if not address:
+        raise RegraftError(
+            "there is no Prefect server to deploy to: run `regraft up`, or set PREFECT_API_URL to yours."
+        )
+    import flows.deploy
+
+    made = flows.deploy.deploy(paths, settings, address, cron, timezone)
+    if as_json:
+        _print_json(made)
+        return
+    typer.echo(f"deployed {' and '.join(made['deployments'])} to the pool {made['pool']}")
+    typer.echo(f"PREFECT_API_URL={address} prefect deployment run {made['deployments'][0]}")
+
+
 @data.command()
 def diff(
     before: Annotated[
@@ -666,6 +770,22 @@ def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> No
     verdict = f"is models:/{publication['name']}@champion" if publication["promoted"] else "is registered, not promoted"
     typer.echo(f"version {publication['version']} {verdict}: {'; '.join(publication['reasons'])}")
     typer.echo(f"report: {paths.reports / 'report.html'}")
+
+
+def _print_rows(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table of plain text, if there is anything in it."""
+    if not rows:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _print_json(value: Any) -> None:

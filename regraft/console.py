@@ -12,10 +12,13 @@ from rich.text import Text
 
 from regraft import progress
 from regraft.errors import TERMINATED, ResourceError
+from regraft.state import server
 
 
 def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict[str, Any]:
     """Run the flow `retrain` in this process and return its result; see `flows.retrain.retrain`."""
+    if not os.environ.get("PREFECT_API_URL") and (address := server("prefect")):
+        os.environ["PREFECT_API_URL"] = address
     # Without a server Prefect starts its own; on a busy machine that takes longer than the 20 s it allows itself.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     # It would report to its makers.
@@ -97,7 +100,7 @@ def _start_prefect() -> None:
     if problem is not None:
         raise ResourceError(
             f"the Prefect server at {address or 'its own address'} does not answer ({problem}). "
-            "Start it with `prefect server start`, or unset PREFECT_API_URL to run without one."
+            "Start it (`regraft up` starts one), or unset PREFECT_API_URL (after `regraft down`) to run without one."
         )
 
 

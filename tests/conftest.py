@@ -15,3 +15,4 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 @pytest.fixture(scope="session", autouse=True)
 def _own_prefect_home(tmp_path_factory):
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    os.environ["REGRAFT_STATE"] = str(tmp_path_factory.mktemp("state"))

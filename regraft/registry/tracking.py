@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from regraft.errors import DISK_ERRORS, RegistryError, ResourceError, SettingsError
 from regraft.paths import Paths
 from regraft.settings import Settings
+from regraft.state import server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +52,9 @@ MLFLOW_ENVIRONMENT = {
 
 
 def tracking_uri(paths: Paths, settings: Settings) -> str:
-    """Return the URI of the MLflow store: MLFLOW_TRACKING_URI, else `tracking.uri`, else the project's own database.
+    """Return the URI of the MLflow store.
+
+    It is MLFLOW_TRACKING_URI, else `tracking.uri`, else the server of `regraft up`, else the project's own database.
 
     A SQLite file given by a relative path is made absolute (the variable's as seen from the working directory, the
     setting's as seen from the project), because stages and flows run in several working directories.
@@ -63,7 +66,7 @@ def tracking_uri(paths: Paths, settings: Settings) -> str:
         return _absolute(_known(uri, "the variable MLFLOW_TRACKING_URI"), Path.cwd())
     if settings.tracking.uri:
         return _absolute(_known(settings.tracking.uri, "tracking.uri in params.yaml"), paths.root)
-    return f"sqlite:///{default_database(paths)}"
+    return server("mlflow") or f"sqlite:///{default_database(paths)}"
 
 
 def _known(uri: str, where: str) -> str:

@@ -1,0 +1,108 @@
+"""A project's deployments: `retrain/NAME`, on a schedule or by hand, and `score/NAME`, by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
+from prefect.schedules import Schedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.types.entrypoint import EntrypointType
+from pydantic import ValidationError
+
+from flows.retrain import retrain
+from flows.score import score
+from regraft.errors import RegraftError, ResourceError
+from regraft.paths import REPOSITORY, Paths
+from regraft.settings import Settings
+
+DEFAULT_POOL = "cpu"
+
+
+def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, timezone: str) -> dict[str, Any]:
+    """Make or update the deployments of a project and return {"deployments": [names], "pool": name}.
+
+    A worker of the pool imports the flows from this installation, wherever it was started. One run of a deployment at
+    a time, the next one waits: a second run of a project would be refused by its lock.
+
+    Args:
+        paths: Of the project.
+        settings: The project's; `placement.pool` says where, else the pool cpu.
+        address: Of the Prefect server's API.
+        cron: When to retrain, e.g. "0 3 * * *"; None: by hand only.
+        timezone: In which `cron` is meant, e.g. Europe/Berlin.
+
+    Raises:
+        RegraftError: If the schedule is none, there is no such pool, or another project has the name.
+        ResourceError: If the server does not answer.
+    """
+    pool = settings.placement.pool or DEFAULT_POOL
+    schedule = None if cron is None else _schedule(cron, timezone)
+    with temporary_settings({PREFECT_API_URL: address}):
+        try:
+            _check(paths, settings.name, pool, address)
+            made = [
+                _apply(retrain, paths, settings.name, pool, schedule),
+                _apply(score, paths, settings.name, pool, None),
+            ]
+        except httpx.HTTPError as error:
+            raise ResourceError(
+                f"the Prefect server at {address} does not answer as it should ({error}). Start it (`regraft up`), "
+                "or correct PREFECT_API_URL."
+            ) from error
+    return {"deployments": made, "pool": pool}
+
+
+def _schedule(cron: str, timezone: str) -> Schedule:
+    try:
+        CronSchedule(cron=cron, timezone=timezone)
+    except ValidationError as error:
+        problems = "; ".join(problem["msg"] for problem in error.errors())
+        raise RegraftError(
+            f"--cron {cron!r} --timezone {timezone!r} is no schedule: {problems}. Five fields are expected, minute, "
+            'hour, day, month and weekday ("0 3 * * *": daily at 3:00), and a zone such as Europe/Berlin or UTC.'
+        ) from None
+    return Schedule(cron=cron, timezone=timezone)
+
+
+def _check(paths: Paths, name: str, pool: str, address: str) -> None:
+    """Raise RegraftError if there is no such pool, or the deployments of this name are another project's."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            raise RegraftError(
+                f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu and gpu; make "
+                f"others by `prefect work-pool create {pool} --type process`. Or correct placement.pool in params.yaml."
+            ) from None
+        try:
+            present = client.read_deployment_by_name(f"{retrain.name}/{name}")
+        except ObjectNotFound:
+            return
+    other = Path(str(present.parameters.get("root", paths.root)))
+    if other != paths.root and Paths(other).params.exists():
+        raise RegraftError(
+            f"the deployment {retrain.name}/{name} is that of the project {other}. Give this one another name "
+            f"(in {paths.params}), or run `prefect deployment delete {retrain.name}/{name}` first."
+        )
+
+
+def _apply(flow: Flow[Any, Any], paths: Paths, name: str, pool: str, schedule: Schedule | None) -> str:
+    deployment = RunnerDeployment.from_flow(
+        flow,
+        name=name,
+        work_pool_name=pool,
+        parameters={"root": str(paths.root)},
+        schedules=[] if schedule is None else [schedule],
+        tags=["regraft", name],
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={"env": {"PYTHONPATH": str(REPOSITORY)}},
+    )
+    deployment.apply()
+    return f"{flow.name}/{name}"

@@ -1,0 +1,356 @@
+"""The services of one machine: a Prefect server, an MLflow server, and a worker for each of the pools cpu and gpu."""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import State, StateType, WorkerStatus, WorkPool, WorkPoolStatus
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectAlreadyExists, PrefectException
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Crashed
+
+from regraft import services
+from regraft.errors import RegraftError, ResourceError
+from regraft.locking import exclusive
+from regraft.paths import REPOSITORY
+from regraft.processes import start, stop
+from regraft.registry import tracking
+from regraft.services import NAMES, POOLS, SERVERS, Service
+from regraft.state import state_folder
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOST, DEFAULT_PORTS = "127.0.0.1", {"prefect": 4200, "mlflow": 5000}
+START_TIMEOUT_S = 300.0  # for one service on a busy machine; 10 to 30 s are usual
+POLL_S = 0.5
+LAST_LINES = 5
+ALWAYS = ("REGRAFT_STATE", "PREFECT_API_URL", "PYTHONPATH")  # set whatever this process's environment says of them
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (what a client calls a server that listens everywhere)
+HEALTH_ERRORS = (httpx.HTTPError, PrefectException)
+UNDER_WAY = (StateType.RUNNING, StateType.CANCELLING)
+QUEUED = (StateType.SCHEDULED, StateType.PENDING)
+
+
+def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> dict[str, Service]:
+    """Start what does not run yet of the four services, and return all of them by name.
+
+    What is not given is as it was at the last `up`, else that of `DEFAULT_HOST` and `DEFAULT_PORTS`.
+
+    Args:
+        host: The address that both servers listen on.
+        prefect_port: Of the Prefect server and its web page.
+        mlflow_port: Of the MLflow server and its web page.
+
+    Raises:
+        RegraftError: If a port is taken, or a server runs already at another address.
+        ResourceError: If a service does not come up. What this call had started is stopped again.
+    """
+    folder = state_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # databases and logs
+    with exclusive(folder / "services.lock", folder):
+        known = services.load()
+        host = host or next((service.host for service in known.values()), DEFAULT_HOST)
+        ports = {
+            "prefect": prefect_port or _last_port(known, "prefect"),
+            "mlflow": mlflow_port or _last_port(known, "mlflow"),
+        }
+        addresses = _addresses(host, ports)
+        alive = {name: service for name, service in known.items() if service.process.is_alive}
+        for name in SERVERS:
+            if name in alive and alive[name].address != addresses[name]:
+                raise RegraftError(
+                    f"{name} is up already, at {alive[name].address}, not at {addresses[name]}; "
+                    "name that host and port, or run `regraft down` first."
+                )
+        missing = [name for name in NAMES if name not in alive]
+        for name in missing:
+            stop(services.mark_of(name))  # what a service that died has left
+        for name, port in ports.items():
+            if name in missing:
+                _require_free(name, host, port)
+        begun: list[str] = []
+        try:
+            for name in missing:
+                begun.append(name)
+                alive[name] = _start(name, host, addresses)
+                services.save(alive)
+                _wait_until_healthy(alive[name])
+                if name == "prefect":
+                    _make_pools(addresses[name])
+            if "worker-cpu" in missing or "worker-gpu" in missing:
+                _record_crashes(addresses["prefect"])
+        except BaseException:
+            for name in reversed(begun):
+                stop(services.mark_of(name))
+                alive.pop(name, None)
+            services.save(alive)
+            raise
+        return {name: alive[name] for name in NAMES}
+
+
+def down() -> dict[str, int]:
+    """Stop the services of this state folder and all that they began; return how many processes each was."""
+    folder = state_folder()
+    if not folder.exists():
+        return {}
+    with exclusive(folder / "services.lock", folder):
+        known = services.load()
+        ended = {name: stop(services.mark_of(name)) for name in reversed(NAMES) if name not in SERVERS}
+        if "prefect" in known and known["prefect"].process.is_alive:  # workers may not have come to report their runs
+            _record_crashes(known["prefect"].address)
+        ended |= {name: stop(services.mark_of(name)) for name in reversed(SERVERS)}
+        services.save({})
+    return {name: count for name, count in ended.items() if count}
+
+
+def status() -> dict[str, Any]:
+    """Return what is up: {"services": [...], "pools": [...], "deployments": [...]}; nothing is changed.
+
+    The lists of pools and deployments are empty if the Prefect server does not answer.
+    """
+    known = services.load()
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"services": rows, "pools": [], "deployments": []}
+    if "prefect" in known:
+        with _client(known["prefect"].address) as client:
+            try:
+                found["pools"] = [_pool(client, pool) for pool in client.read_work_pools()]
+                found["deployments"] = [_deployment(client, each) for each in client.read_deployments()]
+            except HEALTH_ERRORS as error:
+                log.debug("the Prefect server says nothing of pools and deployments: %s", error)  # its row says why
+    for service in (known[name] for name in NAMES if name in known):
+        problem, version = _health(service)
+        alive = service.process.is_alive
+        rows.append(
+            {
+                "name": service.name,
+                "healthy": alive and problem is None,
+                "problem": problem if alive else "the process has ended",
+                "address": service.address,
+                "version": version,
+                "pid": service.process.pid,
+                "log": str(service.log),
+            }
+        )
+    return found
+
+
+def _last_port(known: dict[str, Service], name: str) -> int:
+    port = urlsplit(known[name].address).port if name in known else None
+    return port or DEFAULT_PORTS[name]
+
+
+def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
+    """Return what clients on this machine call the two servers that listen on `host`."""
+    name = WILDCARDS.get(host, host)
+    name = f"[{name}]" if ":" in name else name
+    return {"prefect": f"http://{name}:{ports['prefect']}/api", "mlflow": f"http://{name}:{ports['mlflow']}"}
+
+
+def _require_free(name: str, host: str, port: int) -> None:
+    """Raise RegraftError unless a server could listen on `port` of `host` now."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
+            probe.bind(address)
+    except OSError as error:
+        raise RegraftError(
+            f"{name} cannot listen on port {port} of {host}: {error.strerror}. Nothing was started; "
+            f"choose another with --{name}-port, or end what holds it."
+        ) from None
+
+
+def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
+    """Start one service; settings of Prefect's and MLflow's own that are in the environment are inherited, and win."""
+    folder = state_folder()
+    environment = {
+        "REGRAFT_STATE": str(folder),
+        "PREFECT_API_URL": addresses["prefect"],
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # A run is found by the name of its module; so the worker needs no working copy of its own.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        **tracking.MLFLOW_ENVIRONMENT,
+    }
+    port = str(urlsplit(addresses.get(name, addresses["prefect"])).port)
+    listen = ["--host", host, "--port", port]
+    if name == "prefect":
+        module = ["prefect", "server", "start", *listen]
+        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{folder / 'prefect.db'}"
+    elif name == "mlflow":
+        module = ["mlflow", "server", *listen, "--workers", "2"]
+        environment["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+        environment["MLFLOW_ARTIFACTS_DESTINATION"] = str(folder / "mlartifacts")
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight processes for what is not used here
+    else:
+        pool = name.removeprefix("worker-")
+        # A process worker hands out no devices: one run at a time has the GPUs.
+        limit = 1 if pool == "gpu" else max(1, (os.cpu_count() or 1) // 2)
+        module = ["prefect", "worker", "start", "--type", "process", "--pool", pool, "--limit", str(limit)]
+        module += ["--name", _worker_name(pool), "--install-policy", "never"]
+        environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"  # 10 unless told so: half of a short run's time
+    mine = {variable: value for variable, value in environment.items() if variable in ALWAYS}
+    defaults = {variable: value for variable, value in environment.items() if variable not in os.environ}
+    process = start(
+        [sys.executable, "-m", *module],
+        mark=services.mark_of(name),
+        log=services.log_file(name),
+        folder=folder,
+        environment=defaults | mine,
+    )
+    return Service(name, addresses.get(name, addresses["prefect"]), host, process)
+
+
+def _wait_until_healthy(service: Service) -> None:
+    """Return when `service` answers.
+
+    Raises:
+        ResourceError: If it ends, or does not answer in time; with the last lines of its log.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while service.process.is_alive:
+        problem, _ = _health(service)
+        if problem is None:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    how = f"did not answer within {START_TIMEOUT_S:.0f} s" if service.process.is_alive else "ended at once"
+    lines = service.log.read_text("utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    raise ResourceError(f"{service.name} {how}. The end of {service.log}:\n" + "\n".join(lines))
+
+
+def _health(service: Service) -> tuple[str | None, str | None]:
+    """Return (what is wrong, version); a worker is well if its pool is ready: the server has heard of it lately."""
+    if service.name == "mlflow":
+        try:
+            tracking.get(service.address, "/health")
+            return None, tracking.get(service.address, "/version")[1].decode(errors="replace").strip()
+        except ResourceError as error:
+            return str(error), None
+    with _client(service.address) as client:
+        try:
+            version = client.api_version()
+            pool = None if service.name == "prefect" else client.read_work_pool(service.name.removeprefix("worker-"))
+        except HEALTH_ERRORS as error:
+            return f"{type(error).__name__}: {error}", None
+    is_ready = pool is None or pool.status == WorkPoolStatus.READY
+    return None if is_ready else "the server has not heard of it lately, or its pool is paused", version
+
+
+def _make_pools(address: str) -> None:
+    """Make the pools, so that projects can be deployed to them from the first moment."""
+    with _client(address) as client:
+        for pool in POOLS:
+            try:
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            except ObjectAlreadyExists:
+                continue
+
+
+@contextmanager
+def _client(address: str) -> Iterator[SyncPrefectClient]:
+    settings = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0}  # a dead server is said to be so at once
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        yield client
+
+
+def _record_crashes(address: str) -> None:
+    """Tell the server of runs that it takes to be under way on this machine and whose process is gone.
+
+    A worker that was killed cannot; such a run would be shown as running for ever, and keep the next one waiting.
+    Prefect knows of a run only its process id, so nothing is said of a pool that other machines work for too.
+    """
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(UNDER_WAY)))
+    with _client(address) as client:
+        try:
+            for pool in POOLS:
+                workers = client.read_workers_for_work_pool(pool)
+                if any(each.status == WorkerStatus.ONLINE and each.name != _worker_name(pool) for each in workers):
+                    continue
+                of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+                for run in client.read_flow_runs(work_pool_filter=of_pool, flow_run_filter=FlowRunFilter(state=states)):
+                    pid = run.infrastructure_pid or ""
+                    if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                        gone: State[None] = Crashed(message="Its process ended without a report, with its worker.")
+                        client.set_flow_run_state(run.id, gone, force=True)
+        except HEALTH_ERRORS as error:
+            log.warning("runs that ended with their worker could not be recorded as crashed: %s", error)
+
+
+def _worker_name(pool: str) -> str:
+    return f"{pool}@{socket.gethostname()}"
+
+
+def _until_now() -> FlowRunFilterExpectedStartTime:
+    """Return the filter that leaves out the future runs of a schedule, of which Prefect keeps a hundred."""
+    return FlowRunFilterExpectedStartTime.model_validate({"before_": datetime.now(UTC)})
+
+
+def _pool(client: SyncPrefectClient, pool: WorkPool) -> dict[str, Any]:
+    def count(types: tuple[StateType, ...], due: FlowRunFilterExpectedStartTime | None = None) -> int:
+        state = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
+        return client.count_flow_runs(
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool.name])),
+            flow_run_filter=FlowRunFilter(state=state, expected_start_time=due),
+        )
+
+    return {
+        "name": pool.name,
+        "type": pool.type,
+        "status": pool.status and pool.status.value,
+        "running": count(UNDER_WAY),
+        "queued": count(QUEUED, _until_now()),  # those of a schedule's future are not
+    }
+
+
+def _deployment(client: SyncPrefectClient, deployment: DeploymentResponse) -> dict[str, Any]:
+    name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+        flow_run_filter=FlowRunFilter(expected_start_time=_until_now()),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=1,
+    )
+    last = None
+    if runs:
+        run = runs[0]
+        last = {
+            "name": run.name,
+            "state": run.state_name,
+            "start": run.start_time and run.start_time.isoformat(timespec="seconds"),
+            "seconds": round(run.total_run_time.total_seconds(), 1),
+        }
+    schedules = [
+        f"{each.schedule.cron} {each.schedule.timezone}"
+        if isinstance(each.schedule, CronSchedule)
+        else f"{each.schedule}"
+        for each in deployment.schedules
+        if each.active
+    ]
+    return {"name": name, "pool": deployment.work_pool_name, "schedules": schedules, "last_run": last}

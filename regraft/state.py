@@ -1,0 +1,34 @@
+"""What belongs to this user on this machine and to no project: where it is kept, and which servers are to be used.
+
+The servers are those that `regraft up` wrote down, whether they answer or not, until `regraft down`: a run that fell
+back to a database of its own because a server was down for a minute would split the registry in two.
+"""
+
+import os
+from pathlib import Path
+
+from regraft.files import read_object
+
+
+def state_folder() -> Path:
+    """Return the folder: REGRAFT_STATE, else `regraft` in the user's state folder; it may not exist yet."""
+    if given := os.environ.get("REGRAFT_STATE"):
+        return Path(given).expanduser().resolve()
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "regraft"
+
+
+def services_file() -> Path:
+    """Return the file that lists the services of `regraft up`; see `regraft.services`."""
+    return state_folder() / "services.json"
+
+
+def server(name: str) -> str | None:
+    """Return the address that clients of the server `name` (prefect, mlflow) use; None if it is not meant to be up.
+
+    Raises:
+        RegraftError: If the list of services is damaged.
+    """
+    file = services_file()
+    listed = read_object(file).get(name) if file.exists() else None
+    return str(listed["address"]) if listed else None

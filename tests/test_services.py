@@ -1,0 +1,173 @@
+"""`regraft up`, `deploy`, `status`, `down`, and which servers a project uses."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from flows.services import _addresses
+from regraft import services
+from regraft.errors import RegraftError
+from regraft.paths import REPOSITORY, Paths
+from regraft.processes import Process, with_mark
+from regraft.registry.tracking import tracking_uri
+from regraft.services import Service
+from regraft.settings import Settings, TrackingSettings
+from regraft.state import server, services_file, state_folder
+from tests.backbones.tiny import make_image_preset
+from tests.project import draw_images, make_project
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGRAFT_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def regraft(*arguments, check=True):
+    command = [sys.executable, "-m", "regraft.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert not check or done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def mlflow_service(created=0.0):
+    process = Process(os.getpid(), created, services.mark_of("mlflow"))
+    return Service("mlflow", "http://127.0.0.1:5999", "127.0.0.1", process)
+
+
+def test_services_are_read_as_they_were_written(state):
+    assert services.load() == {}
+    known = {"mlflow": mlflow_service(created=12.25)}
+    services.save(known)
+    assert services.load() == known
+    assert (server("mlflow"), server("prefect")) == ("http://127.0.0.1:5999", None)
+    services.save({})
+    assert not services_file().exists()
+    assert server("mlflow") is None
+
+
+def test_a_damaged_list_of_services_is_named(state):
+    state.mkdir()
+    services_file().write_text("{")
+    with pytest.raises(RegraftError, match=r"services\.json is damaged"):
+        services.load()
+
+
+def test_the_state_folder_is_the_users_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("REGRAFT_STATE")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert state_folder() == tmp_path / ".local" / "state" / "regraft"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "x"))
+    assert state_folder() == tmp_path / "x" / "regraft"
+
+
+def test_a_project_uses_the_server_that_is_up_even_while_it_is_dead_unless_it_names_another(
+    state, tmp_path, monkeypatch
+):
+    paths = Paths(tmp_path)
+    plain, own = Settings(name="x"), Settings(name="x", tracking=TrackingSettings(uri="http://other:5000"))
+    assert tracking_uri(paths, plain) == f"sqlite:///{tmp_path}/mlflow.db"
+    services.save({"mlflow": mlflow_service()})
+    assert not services.load()["mlflow"].process.is_alive
+    assert tracking_uri(paths, plain) == "http://127.0.0.1:5999"
+    assert tracking_uri(paths, own) == "http://other:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://third:5000")
+    assert tracking_uri(paths, own) == "http://third:5000"
+
+
+@pytest.mark.parametrize(
+    ("host", "called"), [("127.0.0.1", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("box", "box")]
+)
+def test_clients_call_a_server_by_an_address_they_can_reach(host, called):
+    ports = {"prefect": 4200, "mlflow": 5000}
+    expected = {"prefect": f"http://{called}:4200/api", "mlflow": f"http://{called}:5000"}
+    assert _addresses(host, ports) == expected
+
+
+def test_a_taken_port_is_one_error_and_nothing_is_started(state):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = regraft("up", "--prefect-port", str(free_port()), "--mlflow-port", str(port), check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: mlflow cannot listen on port {port} of 127.0.0.1")
+    assert done.stderr.count("\n") == 1
+    assert not services_file().exists()
+    assert all(with_mark(services.mark_of(name)) == [] for name in services.NAMES)
+
+
+def test_without_services_status_and_deploy_say_what_to_do(state, tmp_path):
+    done = regraft("status", check=False)
+    assert (done.returncode, done.stdout) == (1, "nothing is up; start the services with `regraft up`\n")
+    assert regraft("down").stdout == "nothing was up\n"
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    done = regraft("deploy", "--root", str(tmp_path), check=False)
+    assert done.returncode == 2
+    assert "run `regraft up`" in done.stderr
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_project_is_deployed_and_retrained_by_the_worker_and_nothing_is_left(state, tmp_path):
+    prefect_port, mlflow_port = free_port(), free_port()
+    draw_images(tmp_path / "images")
+    preset = make_image_preset(tmp_path / "preset")
+    project = make_project(tmp_path / "project", source=f"folder:{tmp_path / 'images'}", preset=preset)
+    try:
+        said = regraft("up", "--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)).stdout
+        api = f"http://127.0.0.1:{prefect_port}/api"
+        assert said.splitlines() == [
+            f"export PREFECT_API_URL={api}",
+            f"export MLFLOW_TRACKING_URI=http://127.0.0.1:{mlflow_port}",
+        ]
+        facts = json.loads(regraft("status", "--json").stdout)
+        assert [(row["name"], row["healthy"]) for row in facts["services"]] == [(name, True) for name in services.NAMES]
+        pids = [row["pid"] for row in facts["services"]]
+
+        project.regraft("deploy", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin")
+        prefect = [sys.executable, "-m", "prefect", "deployment", "run", "retrain/discs", "--watch"]
+        for _ in range(2):  # the second has nothing to do
+            subprocess.run(
+                prefect,
+                check=True,
+                capture_output=True,
+                timeout=600,
+                cwd="/",
+                env=os.environ | {"PREFECT_API_URL": api},
+            )
+        assert [model["version"] for model in project.facts("models")["models"]] == [1]
+        assert not (project.root / "mlflow.db").exists()
+
+        os.kill(pids[1], 9)
+        facts = json.loads(regraft("status", "--json", check=False).stdout)
+        assert [row["name"] for row in facts["services"] if not row["healthy"]] == ["mlflow"]
+        regraft("up")
+        facts = json.loads(regraft("status", "--json").stdout)
+        assert [row["pid"] == pid for row, pid in zip(facts["services"], pids, strict=True)] == [
+            True,
+            False,
+            True,
+            True,
+        ]
+        rows = {row["name"]: row for row in facts["deployments"]}
+        assert rows["retrain/discs"]["schedules"] == ["0 3 * * * Europe/Berlin"]
+        assert rows["retrain/discs"]["last_run"]["state"] == "Completed"
+        assert rows["score/discs"]["schedules"] == []
+        assert project.facts("models")["models"][0]["version"] == 1
+    finally:
+        ended = regraft("down").stdout
+    assert "prefect" in ended
+    assert all(with_mark(services.mark_of(name)) == [] for name in services.NAMES)
+    assert json.loads(regraft("status", "--json", check=False).stdout)["services"] == []
