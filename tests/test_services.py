@@ -76,6 +76,8 @@ def test_a_project_uses_the_server_that_is_up_even_while_it_is_dead_unless_it_na
     services.save({"mlflow": mlflow_service()})
     assert not services.load()["mlflow"].process.is_alive
     assert tracking_uri(paths, plain) == "http://127.0.0.1:5999"
+    (tmp_path / "mlflow.db").touch()  # models that are registered here stay here
+    assert tracking_uri(paths, plain) == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking_uri(paths, own) == "http://other:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://third:5000")
     assert tracking_uri(paths, own) == "http://third:5000"

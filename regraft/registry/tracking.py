@@ -54,7 +54,8 @@ MLFLOW_ENVIRONMENT = {
 def tracking_uri(paths: Paths, settings: Settings) -> str:
     """Return the URI of the MLflow store.
 
-    It is MLFLOW_TRACKING_URI, else `tracking.uri`, else the server of `regraft up`, else the project's own database.
+    It is MLFLOW_TRACKING_URI, else `tracking.uri`, else the project's own database if it has one: a registry does not
+    move because a server was started. Else it is the server of `regraft up`, else a database of the project's own.
 
     A SQLite file given by a relative path is made absolute (the variable's as seen from the working directory, the
     setting's as seen from the project), because stages and flows run in several working directories.
@@ -66,7 +67,8 @@ def tracking_uri(paths: Paths, settings: Settings) -> str:
         return _absolute(_known(uri, "the variable MLFLOW_TRACKING_URI"), Path.cwd())
     if settings.tracking.uri:
         return _absolute(_known(settings.tracking.uri, "tracking.uri in params.yaml"), paths.root)
-    return server("mlflow") or f"sqlite:///{default_database(paths)}"
+    database = default_database(paths)
+    return (None if database.exists() else server("mlflow")) or f"sqlite:///{database}"
 
 
 def _known(uri: str, where: str) -> str:
