@@ -242,7 +242,7 @@ def wait_for_epoch(project: Project, epoch: int) -> int:
 
 
 def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_process(copy):
-    copy.change("finetune.epochs", 6)
+    copy.change("finetune.epochs", 60)  # it must not end before it is stopped
     copy.change("finetune.learning_rate", 0.001)
     first = subprocess.Popen(
         [sys.executable, "-m", "regraft.cli", "run", "--root", str(copy.root)],
