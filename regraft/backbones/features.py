@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from regraft.backbones import extractor as extractor_module
-from regraft.backbones import small, spectrogram
+from regraft.backbones import folding, small, spectrogram
 from regraft.backbones.extractor import Extractor
 from regraft.backbones.presets import MOST_TOKENS
 from regraft.backbones.weights import CARD, sha256
@@ -91,7 +91,13 @@ def describe(extractor: Extractor, batch_size: int) -> dict[str, Any]:
         },
         "code": [
             sha256(Path(str(module.__file__)))
-            for module in (extractor_module, *own, images, *((spectrogram, waveform, audio) if extractor.view else ()))
+            for module in (
+                extractor_module,
+                folding,
+                *own,
+                images,
+                *((spectrogram, waveform, audio) if extractor.view else ()),
+            )
         ]
         + [sha256(Path(__file__))],
     }
@@ -265,4 +271,9 @@ def _compiled(extractor: Extractor, specification: Any) -> Compute:
     The input is specified, with unknown sizes where they vary: a graph traced anew for a shape would be optimised for
     it, and round otherwise depending on which shape came first.
     """
-    return tf.function(lambda prepared: extractor.model(prepared, training=False), input_signature=[specification])
+
+    def features_of(prepared: Any) -> tf.Tensor:
+        with folding.folded_normalization(extractor.model):
+            return extractor.model(prepared, training=False)
+
+    return tf.function(features_of, input_signature=[specification], autograph=False)

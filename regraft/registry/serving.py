@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from regraft.backbones.folding import folded_normalization
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from regraft.data.waveform import ENCODINGS, decode_wav
 from regraft.errors import DataError, RegistryError
@@ -111,7 +112,8 @@ def _outputs_of(classifier: "Classifier", prepare: Callable[[tf.Tensor], Any]) -
 
     def outputs(raw: tf.Tensor) -> tf.Tensor:
         prepared = tf.map_fn(prepare, raw, fn_output_signature=pixels) if pixels else prepare(raw)
-        return tf.cast(model(prepared, training=False), tf.float32)
+        with folded_normalization(model):
+            return tf.cast(model(prepared, training=False), tf.float32)
 
     return outputs
 

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from regraft.backbones.folding import folded_normalization
 from regraft.errors import Diverged, SettingsError, TrainingError
 from regraft.tuning.devices import ONE_DEVICE, Devices, LocalAdamW, lower_precision, rows_of
 from regraft.tuning.objective import CLASSES, Aim
@@ -313,7 +314,7 @@ class Trainer:
 
     def _loss(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
         """Return the mean loss of some examples: what training minimises."""
-        with lower_precision(self.model, self.devices.precision):
+        with lower_precision(self.model, self.devices.precision), folded_normalization(self.model):
             outputs = self.model(inputs, training=True)
         return self._loss_of(labels, outputs)
 
@@ -338,9 +339,13 @@ class Trainer:
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.assign(memory * average + (1.0 - memory) * weight.value)
 
+    def _answers(self, inputs: Any) -> tf.Tensor:
+        with folded_normalization(self.model):
+            return self.model(inputs, training=False)
+
     def _one_forward(self, inputs: Any) -> tf.Tensor:
         if self.devices.replicas == 1:
-            return self.model(inputs, training=False)
+            return self._answers(inputs)
         total, replicas = tf.shape(tf.nest.flatten(inputs)[0])[0], self.devices.replicas
 
         def part(inputs: Any, replica: int) -> Any:
@@ -349,7 +354,7 @@ class Trainer:
             return tf.nest.map_structure(lambda values: tf.gather(values, rows), inputs)
 
         parts = self.devices.deal(inputs, part)
-        outputs = self.devices.strategy.run(lambda inputs: self.model(inputs, training=False), args=(parts,))
+        outputs = self.devices.strategy.run(self._answers, args=(parts,))
         return self.devices.strategy.gather(outputs, axis=0)[:total]
 
 
