@@ -173,7 +173,7 @@ def prove(
     from regraft.registry.serving import export_saved_model, largest_difference, load_served
     from regraft.tuning.classifier import Classifier, graft
     from regraft.tuning.loop import Trainer
-    from regraft.tuning.strategies import enable_lora, kerashub_backbone
+    from regraft.tuning.lora import enable_lora, kerashub_backbone
 
     started = time.monotonic()
     if preset is not None:

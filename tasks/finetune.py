@@ -25,11 +25,12 @@ from regraft.tuning.batches import Source
 from regraft.tuning.class_weights import log_weights
 from regraft.tuning.classifier import Classifier, get_head, graft, save_classifier, set_head
 from regraft.tuning.devices import Devices, failures_explained, find_devices
+from regraft.tuning.lora import has_attention
 from regraft.tuning.objective import OBJECTIVES, Objective
 from regraft.tuning.probe import Probe, fit_probe
 from regraft.tuning.recipes import WAYS, Data, Way, competitors, from_nothing, recipe_for
 from regraft.tuning.solvers import Features
-from regraft.tuning.strategies import Tuned, fine_tune, has_attention, probe_only
+from regraft.tuning.strategies import Tuned, fine_tune, probe_only
 from regraft.tuning.target_scale import Relabelled, TargetScale
 
 log = logging.getLogger(__name__)

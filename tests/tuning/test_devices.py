@@ -19,7 +19,7 @@ from regraft.errors import ResourceError, SettingsError, TrainingError
 from regraft.files import read_json
 from regraft.paths import REPOSITORY
 from regraft.settings import FinetuneSettings
-from regraft.tuning import strategies
+from regraft.tuning import runs
 from regraft.tuning.classifier import load_classifier
 from regraft.tuning.devices import ONE_DEVICE, Devices, best_precision, failures_explained, rows_of
 from regraft.tuning.loop import Trainer
@@ -162,7 +162,7 @@ def test_running_out_of_memory_says_at_what_size_and_what_to_do(project, monkeyp
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(strategies, "train", fail)
+    monkeypatch.setattr(runs, "train", fail)
     settings = FinetuneSettings(epochs=2, batch_size=8, learning_rate=1.0e-3, accumulate=2)
     expected = (
         r"out of memory in training at batch size 8, image size 32 px\. Set finetune\.accumulate: 4 .* smaller fin"

@@ -13,7 +13,7 @@ from regraft.errors import TrainingError
 from regraft.files import read_json
 from regraft.paths import Paths
 from regraft.settings import FinetuneSettings
-from regraft.tuning import loop, strategies
+from regraft.tuning import loop, runs
 from regraft.tuning.classifier import load_classifier
 from regraft.tuning.recipes import WAYS
 from regraft.tuning.verdict import Verdict, compare
@@ -48,7 +48,7 @@ def always_ship(monkeypatch):
         verdict = compare(*arguments, **options)
         return type(verdict)(**{**verdict.__dict__, "prefers_tuned": True})
 
-    monkeypatch.setattr(strategies, "compare", prefer)
+    monkeypatch.setattr(runs, "compare", prefer)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_was_trained_is_what_is_stored_and_loaded(paths_of, monkeypatch, ki
         trained["outputs"] = trainer.model(batch, training=False).numpy()
         return history
 
-    monkeypatch.setattr(strategies, "train", train_and_look)
+    monkeypatch.setattr(runs, "train", train_and_look)
     tasks.finetune.run(settings(strategy), SEED, paths)
     classifier = load_classifier(paths.model, paths.backbones)
     assert classifier.shipped == strategy

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tasks.finetune
 from regraft.errors import TrainingError
 from regraft.files import read_json
-from regraft.tuning import strategies
+from regraft.tuning import runs
 from regraft.tuning.batches import Batches
 from regraft.tuning.classifier import load_classifier
 from regraft.tuning.loop import Trainer, train
@@ -161,7 +161,7 @@ def test_epochs_are_as_many_as_there_is_time_for():
 
 
 def test_a_budget_shortens_the_run_and_one_that_is_too_small_ships_the_probe(tmp_path, monkeypatch):
-    monkeypatch.setattr(strategies, "_seconds_of_steps", lambda runner, batches: (4.0, 1.0))
+    monkeypatch.setattr(runs, "_seconds_of_steps", lambda runner, batches: (4.0, 1.0))
     recipe = type(RECIPE)(**{**RECIPE.__dict__, "learning_rate": 1e-3, "budget_s": 18.0})
 
     def tune(recipe, name):
@@ -170,10 +170,10 @@ def test_a_budget_shortens_the_run_and_one_that_is_too_small_ships_the_probe(tmp
 
     tuned = tune(recipe, "some")  # an epoch is 6 steps, and validating 60 rows is worth 2
     assert (tuned.facts["epochs"], len(tuned.facts["history"])) == (1, 1)
-    monkeypatch.setattr(strategies, "_seconds_of_steps", lambda runner, batches: (0.1, 0.001))
+    monkeypatch.setattr(runs, "_seconds_of_steps", lambda runner, batches: (0.1, 0.001))
     assert tune(recipe, "some").facts["epochs"] == 1  # as it was planned before it was interrupted
     assert tune(recipe, "fast").facts["epochs"] == RECIPE.epochs
-    monkeypatch.setattr(strategies, "_seconds_of_steps", lambda runner, batches: (4.0, 3.0))
+    monkeypatch.setattr(runs, "_seconds_of_steps", lambda runner, batches: (4.0, 3.0))
     tuned = tune(recipe, "none")
     assert tuned.shipped == "probe"
     assert "budget_s: 18 is too little" in tuned.why
