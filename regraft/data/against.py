@@ -170,9 +170,15 @@ def _rows(folder: Path, names: Sequence[str], text_column: str | Sequence[str] |
             )
         if not columns or lacking:
             rows = [fields for _, fields in table.rows]
-            columns = (
-                table.header if len(table.header) == 1 else [choose_columns(name, table.header, rows, None, None)[0]]
-            )
+            try:
+                columns = (
+                    table.header if len(table.header) == 1 else [choose_columns(name, table.header, rows, None, None)[0]]
+                )
+            except DataError:
+                if len(names) == 1:
+                    raise
+                unreadable += len(rows)  # a table of numbers among others
+                continue
         places = [table.header.index(column) for column in columns]
         for line, fields in table.rows:
             held = [fields[place] for place in places] if len(fields) == len(table.header) else [""]

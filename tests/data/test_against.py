@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from regraft.cli import app
 from regraft.data import audio
-from regraft.data.against import Others, compare
+from regraft.data.against import Others, compare, read_others
 from regraft.data.audit import Member
 from regraft.data.project_audit import audit_against, audit_project
 from regraft.errors import DataError
@@ -123,3 +123,12 @@ def test_a_source_of_another_kind_is_refused(pictures, tmp_path):
     record_tones(tmp_path / "sounds", per_class=1)
     with pytest.raises(DataError, match="holds no image example to compare with; found"):
         audit_against(paths, f"folder:{tmp_path / 'sounds'}")
+
+
+def test_a_table_of_numbers_among_others_is_counted_as_unreadable_and_alone_is_refused(tmp_path):
+    (tmp_path / "texts.csv").write_text("text,label\nhow are you today,a\nnot so well,b\n")
+    (tmp_path / "numbers.csv").write_text("height,weight\n1.5,2.5\n2.5,3.5\n4.5,3.5\n")
+    others = read_others("text", tmp_path, None)
+    assert (others.contents, others.unreadable) == (["how are you today", "not so well"], 3)
+    with pytest.raises(DataError, match=r"numbers\.csv"):
+        read_others("text", tmp_path / "numbers.csv", None)
