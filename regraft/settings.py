@@ -157,7 +157,7 @@ class FinetuneSettings(Section):
 
     strategy: Literal["probe", "lp_ft", "full", "gradual", "lora", "contrastive", "auto"] = "lp_ft"
     epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0.0, le=1.0)] = "auto"
     patience_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     augment: bool = True

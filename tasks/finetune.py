@@ -103,7 +103,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
 
         with failures_explained(
             devices,
-            batch_size=finetune.batch_size,
+            batch_size=recipe.batch_size,
             accumulate=finetune.accumulate,
             image_size_px=about["image_size_px"],
         ):

@@ -172,7 +172,9 @@ def _rows(folder: Path, names: Sequence[str], text_column: str | Sequence[str] |
             rows = [fields for _, fields in table.rows]
             try:
                 columns = (
-                    table.header if len(table.header) == 1 else [choose_columns(name, table.header, rows, None, None)[0]]
+                    table.header
+                    if len(table.header) == 1
+                    else [choose_columns(name, table.header, rows, None, None)[0]]
                 )
             except DataError:
                 if len(names) == 1:

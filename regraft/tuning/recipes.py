@@ -129,6 +129,8 @@ WAYS = {
 
 
 FEW_A_CLASS = 64
+BATCH_SIZES = (32, 16, 8)
+STEPS_PER_EPOCH = 8
 LEAST_STEPS = 200
 # A pilot that is too short favours rates that are too low: on MNIST (505 steps in all) 40 steps preferred 1e-4 to
 # 3e-4, 100 steps 3e-4, which is right. A quarter of the run is enough, and 100 steps are.
@@ -140,6 +142,20 @@ FEWEST_EPOCHS, MOST_EPOCHS = 4, 100
 STEPS_FROM_NOTHING = 1500
 # Few examples make short epochs: two of them, four steps, are no reason to give up.
 PATIENCE_STEPS, LEAST_PATIENCE_EPOCHS = 50, 2
+
+
+def batch_size_for(examples: int, *, pretrained: bool = True) -> int:
+    """Return what `batch_size: auto` means: the largest of `BATCH_SIZES` with `STEPS_PER_EPOCH` steps in an epoch.
+
+    The largest of all for a network that begins from nothing, whose normalisation follows the statistics of batches.
+
+    Steps are what counts, so few examples in large batches are shown again and again for the same number of steps: of
+    sign_digits with 8 images a class, `full` took a quarter of the time in batches of 8 that it took in batches of 32,
+    and was right on 0.966 of the test split against 0.950.
+    """
+    if not pretrained:
+        return BATCH_SIZES[0]
+    return next((size for size in BATCH_SIZES if examples // size >= STEPS_PER_EPOCH), BATCH_SIZES[-1])
 
 
 def epochs_for(examples: int, batch_size: int, *, pretrained: bool = True) -> int:
@@ -159,13 +175,22 @@ def patience_for(examples: int, batch_size: int) -> int:
 
 def recipe_for(settings: FinetuneSettings, seed: int, examples: int, *, pretrained: bool) -> Recipe:
     """Return what a person set, with the rules for so many training examples in place of `auto`."""
-    by_rule = epochs_for(examples, settings.batch_size, pretrained=pretrained)
+    batch_size = settings.batch_size
+    if batch_size == "auto":
+        batch_size = batch_size_for(examples, pretrained=pretrained)
+    by_rule = epochs_for(examples, batch_size, pretrained=pretrained)
     epochs = by_rule if settings.epochs == "auto" else settings.epochs
     patience = settings.patience_epochs
     if patience == "auto":
-        patience = patience_for(examples, settings.batch_size)
-    by_name = {"strategy", "epochs", "patience_epochs", "class_weights", "precision"}
-    return Recipe(epochs=epochs, patience_epochs=patience, seed=seed, **settings.model_dump(exclude=by_name))
+        patience = patience_for(examples, batch_size)
+    by_name = {"strategy", "epochs", "patience_epochs", "class_weights", "precision", "batch_size"}
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        patience_epochs=patience,
+        seed=seed,
+        **settings.model_dump(exclude=by_name),
+    )
 
 
 def from_nothing(way: Way) -> Way:

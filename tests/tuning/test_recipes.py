@@ -10,6 +10,7 @@ from regraft.tuning.recipes import (
     RATES,
     WAYS,
     Data,
+    batch_size_for,
     competitors,
     epochs_for,
     folds_to_judge,
@@ -17,6 +18,12 @@ from regraft.tuning.recipes import (
     patience_for,
 )
 from tests.tuning.sources import InMemory
+
+
+@pytest.mark.parametrize(("examples", "size"), [(3, 8), (66, 8), (127, 8), (128, 16), (255, 16), (256, 32), (9000, 32)])
+def test_few_examples_make_small_batches(examples, size):
+    assert batch_size_for(examples) == size
+    assert batch_size_for(examples, pretrained=False) == 32
 
 
 @pytest.mark.parametrize(("examples", "epochs"), [(16, 100), (66, 100), (320, 20), (640, 10), (1600, 4), (100_000, 4)])
