@@ -8,7 +8,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -467,6 +467,53 @@ def explain(
     for one in outcome["neighbours"]:
         typer.echo(f"like {one['similarity']:.3f}  {one['answer']}  {one['name']}")
     typer.echo(f"page: {out / outcome['files'][0]}")
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
+    ],
+    *,
+    to: Annotated[Literal["onnx", "openvino", "litert"], typer.Option("--format", help="What to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", parser=_folder, help="Folder for it.", show_default="exports/ in the project"),
+    ] = None,
+    examples: Annotated[int, typer.Option(help="At most so many test examples prove it.", min=1)] = 1000,
+    tolerance: Annotated[
+        float, typer.Option(help="Accuracy (micro F1, R2) on them may fall by so much.", min=0.0, max=1.0)
+    ] = 0.01,
+    root: Root = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Write a registered model's network for another runtime; proves that it answers alike and measures its speed."""
+    from flows.export import export as export_one
+    from regraft.quiet import without_noise
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    settings = load_settings(paths.params)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with without_noise():
+        outcome = export_one(paths, settings, model, to, out=out, examples=examples, tolerance=tolerance)
+    if as_json:
+        _print_json(outcome)
+        return
+    proof, speed = outcome["proof"], outcome["speed"]
+    same = f", {proof['same_answers']:.2%} of answers the same" if "same_answers" in proof else ""
+    typer.echo(
+        f"{proof['measure']} on {proof['test_examples']} test examples {proof['exported']:.4f}, before "
+        f"{proof['registered']:.4f}{same}, largest difference {proof['largest_difference']:.2g}"
+    )
+    for size, times in speed["batch_sizes"].items():
+        typer.echo(
+            f"batch of {size}: {times['exported_ms']:.1f} ms, before {times['registered_ms']:.1f} ms: "
+            f"{times['speed_up']:.2f} times as fast"
+        )
+    for name, words in outcome["inputs"].items():
+        typer.echo(f"takes {name}: {words}")
+    typer.echo(f"written: {outcome['folder']}")
 
 
 @app.command()

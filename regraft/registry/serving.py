@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SAVED_MODEL = "saved_model"
 LABELS = "labels.json"
+PIXELS = "pixels"  # what `answer` of an exported model calls pictures
 # What an answer is called, and how it follows from the model's outputs.
 ANSWERS = {CLASSIFICATION: "probabilities", MULTILABEL: "probabilities", REGRESSION: "values"}
 LINKS = {CLASSIFICATION: tf.nn.softmax, MULTILABEL: tf.nn.sigmoid, REGRESSION: tf.identity}
@@ -99,19 +100,28 @@ class ServedModel:
 
 def compile_outputs(classifier: "Classifier") -> Callable[[Sequence[bytes | str]], np.ndarray]:
     """Return a function of raw inputs to the model's outputs, logits or values, float32 (inputs, K): no temperature."""
-    signature = [tf.TensorSpec((None,), tf.string)]
-    outputs_of = _outputs_of(classifier, classifier.extractor.prepare)
-    compiled = tf.function(outputs_of, input_signature=signature, autograph=False)
+    prepare, network = _prepare_all(classifier, classifier.extractor.prepare), _network(classifier)
+
+    def outputs(raw: tf.Tensor) -> tf.Tensor:
+        return network(prepare(raw))
+
+    compiled = tf.function(outputs, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     return lambda inputs: np.asarray(compiled(tf.constant(list(inputs), tf.string)))
 
 
-def _outputs_of(classifier: "Classifier", prepare: Callable[[tf.Tensor], Any]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the function of raw strings (B,) to outputs, float32 (B, K), that becomes part of a graph."""
-    extractor, model = classifier.extractor, classifier.model
-    pixels = tf.TensorSpec(model.input_shape[1:], tf.float32) if extractor.kind != "text" else None
+def _prepare_all(classifier: "Classifier", prepare: Callable[[tf.Tensor], Any]) -> Callable[[tf.Tensor], Any]:
+    """Return the function of raw strings (B,) to what the network takes: texts at once, all else one by one."""
+    if classifier.extractor.kind == "text":
+        return prepare
+    pixels = tf.TensorSpec(classifier.model.input_shape[1:], tf.float32)
+    return lambda raw: tf.map_fn(prepare, raw, fn_output_signature=pixels)
 
-    def outputs(raw: tf.Tensor) -> tf.Tensor:
-        prepared = tf.map_fn(prepare, raw, fn_output_signature=pixels) if pixels else prepare(raw)
+
+def _network(classifier: "Classifier") -> Callable[[Any], tf.Tensor]:
+    """Return the function of prepared inputs to outputs, float32 (B, K), that becomes part of a graph."""
+    model = classifier.model
+
+    def outputs(prepared: Any) -> tf.Tensor:
         with folded_normalization(model):
             return tf.cast(model(prepared, training=False), tf.float32)
 
@@ -130,7 +140,10 @@ def export_saved_model(
 
     The endpoint `serve` (also the signature `serving_default`) maps strings of shape (B,), encoded images, WAV files or
     texts (both of a pair, ` ||| ` between them), to {"probabilities": float32 (B, K)}, for regression {"values":
-    float32 (B, K)}, for any B >= 1. Written with `tf.saved_model.save` rather than `keras.export.ExportArchive`, which
+    float32 (B, K)}, for any B >= 1. It is made of two parts that are there besides: `prepare`, from raw strings to what
+    the network takes, float32 (B, side, side, 3) in [0, 255] (or (B, windows, ...)), or int32 `token_ids` and
+    `padding_mask` (B, tokens) (pairs: (B, 2, tokens)); and `answer`, from that, as keyword arguments, to the same
+    answers. Written with `tf.saved_model.save` rather than `keras.export.ExportArchive`, which
     lists variables in the order of a set and so gives other bytes each time.
 
     Args:
@@ -145,14 +158,23 @@ def export_saved_model(
     module = tf.Module()
     if kind == "text":
         prepare, module.tables = extractor.prepare_texts_anew()
-    outputs_of, link, named = _outputs_of(classifier, prepare), LINKS[classifier.task], ANSWERS[classifier.task]
+    network, link, named = _network(classifier), LINKS[classifier.task], ANSWERS[classifier.task]
 
-    def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = outputs_of(raw)
+    def answer(**prepared: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = network(prepared if kind == "text" else prepared[PIXELS])
         return {named: link(outputs / temperature if temperature != 1.0 else outputs)}
 
+    def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
+        prepared = module.prepare(raw)
+        return module.answer(**(prepared if kind == "text" else {PIXELS: prepared}))
+
     signature = [tf.TensorSpec((None,), tf.string, name=kind)]
+    inputs = model.input if kind == "text" else {PIXELS: model.input}
+    taken = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name) for name, tensor in inputs.items()}
     module.model_variables = [variable.value for variable in model.variables]
+    module.prepare = tf.function(_prepare_all(classifier, prepare), input_signature=signature, autograph=False)
+    module.answer = tf.function(answer, autograph=False)
+    module.answer.get_concrete_function(**taken)
     module.serve = tf.function(serve, input_signature=signature, autograph=False)
     saved_model = directory / SAVED_MODEL
     with _quiet():
@@ -168,8 +190,10 @@ def export_saved_model(
     write_json(directory / LABELS, about)
     raw = example.encode() if isinstance(example, str) else example
     (directory / INPUT_EXAMPLES[kind]).write_bytes(raw)
-    taken = {"image": "images", "text": "texts", "audio": "WAV files"}[kind]
-    log.info("exported the model for %s with %d outputs, taking raw %s", classifier.task, len(classifier.labels), taken)
+    nouns = {"image": "images", "text": "texts", "audio": "WAV files"}
+    log.info(
+        "exported the model for %s with %d outputs, taking raw %s", classifier.task, len(classifier.labels), nouns[kind]
+    )
 
 
 def load_served(directory: Path) -> ServedModel:

@@ -20,7 +20,7 @@ from regraft.tuning.recipes import (
 from tests.tuning.sources import InMemory
 
 
-@pytest.mark.parametrize(("examples", "size"), [(3, 8), (66, 8), (127, 8), (128, 16), (255, 16), (256, 32), (9000, 32)])
+@pytest.mark.parametrize(("examples", "size"), [(3, 16), (66, 16), (255, 16), (256, 32), (9000, 32)])
 def test_few_examples_make_small_batches(examples, size):
     assert batch_size_for(examples) == size
     assert batch_size_for(examples, pretrained=False) == 32
