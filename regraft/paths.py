@@ -56,6 +56,11 @@ class Paths:
         return self.root / "reports"
 
     @property
+    def model_card(self) -> Path:
+        """What the model is and does, in Markdown."""
+        return self.reports / "model_card.md"
+
+    @property
     def choice(self) -> Path:
         """Which backbone is used, and why."""
         return self.reports / "choice.json"

@@ -20,7 +20,7 @@ from regraft.evaluation import certainty, columns, slices
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import Mistake, to_png
 from regraft.evaluation.probabilities import probability_metrics
-from regraft.evaluation.report import PAIRS_SHOWN, Facts, Pairs, Shown, draw_plots, render_report
+from regraft.evaluation.report import PAIRS_SHOWN, Facts, Pairs, Shown, draw_plots, render_model_card, render_report
 from regraft.evaluation.speed import measure_speed
 from regraft.explanations import faithfulness
 from regraft.explanations.attribution import Explainer, TextExplainer, explainer_of
@@ -48,10 +48,11 @@ MISTAKES_SHOWN = {"image": 12, "audio": 12, "text": 6}
 
 
 def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
-    """Write models/serving and, of the test split, reports/{metrics.json,speed.json,predictions.csv,plots,report.html}.
+    """Export the model to models/serving and say what it does on the test split.
 
-    reports/seen.npy says which examples training saw, `regraft.registry.promotion.compact_ids`. All is the same
-    for the same data and seed, but for speed.json and the speeds on the page.
+    In reports/: metrics.json, speed.json, predictions.csv, plots, report.html and model_card.md; and seen.npy, which
+    says which examples training saw, `regraft.registry.promotion.compact_ids`. All is the same for the same data and
+    seed, but for speed.json and the speeds on page and card.
 
     Raises:
         TrainingError: If the exported model answers otherwise than the trained one, or a setting does not fit the task.
@@ -138,6 +139,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         for plot, png in plots.items():
             (directory / f"{plot}.png").write_bytes(png)
     write_text(paths.reports / "report.html", render_report(facts, plots))
+    write_text(paths.model_card, render_model_card(facts))
 
 
 def _settle(

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,9 @@ from regraft.evaluation.report_trust import trust_facts, trust_figures
 from regraft.measures import HEADLINES, LEADING, VALIDATION, task_of, words
 from regraft.settings import EvaluateSettings
 
-_TEMPLATE = "report.html.j2"
+_TEMPLATE, _CARD_TEMPLATE = "report.html.j2", "model_card.md.j2"
+_CARD_LABELS = 100
+_MARKS = re.compile(r"[\\`*_{}\[\]<>#|~]")  # of Markdown and of HTML in it
 _TABLE_CLASSES = 12
 _CONFUSIONS = 3
 _REJECTS = 20
@@ -44,6 +47,16 @@ _SHORT_TEXT = 240
 # Metrics that are no shares.
 _NUMBERS = ("r2", "pearson", "spearman", "rmse", "mae", "mse")
 _MEANINGS = {"mae": "mean absolute error, in the target's own unit", "spearman": "Spearman's rank correlation"}
+_TAKEN = {
+    "image": "the bytes of an image file (JPEG, PNG, GIF or BMP)",
+    "text": "a string",
+    "audio": "the bytes of a WAV file",
+}
+_GIVEN = {
+    "classification": "`label`, `probability` and `probabilities`",
+    "multilabel": "`labels` (those with a probability of 0.5 or more) and `probabilities`",
+    "regression": "`value`, or a column for each target",
+}
 _NOUNS = {"image": "image", "text": "text", "audio": "recording"}
 
 
@@ -137,30 +150,16 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         facts: What it says.
         plots: What `draw_plots` returned for them.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    environment.filters["count"] = _count
-    environment.filters["number"] = _number
     dark = _page_figures(facts, DARK)
     rejects = facts.data["rejects"]
-    return environment.get_template(_TEMPLATE).render(
-        title=_title(facts),
+    return _template(_TEMPLATE).render(
+        **_said_first(facts),
         kind=facts.data["kind"],
         metrics=facts.metrics,
-        interval=_percent(facts.evaluate.interval, 0),
         samples=facts.evaluate.bootstrap_samples,
         comparison=_comparison(facts.metrics),
-        verdict=_verdict(facts),
-        warnings=_warnings(facts),
         facts=_key_facts(facts),
         task=facts.task,
-        headline=_headline(facts),
         **_confusions(facts),
         mistakes=[_show_mistake(mistake) for mistake in facts.mistakes],
         classes=[] if facts.task == "regression" else _classes(_rows(facts)),
@@ -168,19 +167,72 @@ def render_report(facts: Facts, plots: Mapping[str, bytes]) -> str:
         matrix_classes=classes_drawn(len(facts.metrics["labels"])),
         table_classes=_TABLE_CLASSES,
         pictures={name: {"light": _data_url(plots[name]), "dark": _data_url(dark[name])} for name in dark},
-        training_lines=_training_lines(facts),
         strategies=_strategies(facts.training),
         backbones=_backbones(facts.choice),
         choice=facts.choice.get("why"),
         splits=_splits(facts),
-        data_facts=_data_facts(facts),
         rejects=rejects[:_REJECTS],
         more_rejects=max(0, len(rejects) - _REJECTS),
         card=_card(facts),
-        settings=_settings(facts),
-        cores=facts.speed["cpu_cores"],
-        trust=trust_facts(facts.metrics, show=_show, percent=_percent, number=_number),
     )
+
+
+def render_model_card(facts: Facts) -> str:
+    """Return the model card, in Markdown: what the page says in words, for registries and repositories.
+
+    Its parts are those of Mitchell et al., 2019 (arXiv:1810.03993), as far as they follow from what was measured.
+    """
+    labels = facts.metrics["labels"]
+    return _template(_CARD_TEMPLATE).render(
+        **_said_first(facts),
+        name=facts.name,
+        takes=_TAKEN[facts.data["kind"]],
+        gives=_GIVEN[facts.task],
+        noun={"classification": "Classes", "multilabel": "Labels", "regression": "Targets"}[facts.task],
+        labels=[_plain_markdown(label) for label in labels[:_CARD_LABELS]],
+        more_labels=max(0, len(labels) - _CARD_LABELS),
+        comparison=_comparison(facts.metrics),
+        speed=_key_facts(facts)[-2:],
+        tested=facts.metrics["test"]["examples"],
+        examples={row[0]: row[1] for row in _splits(facts)["rows"]},
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["count"] = _count
+    environment.filters["number"] = _number
+    environment.filters["cell"] = _plain_markdown
+    return environment.get_template(name)
+
+
+def _plain_markdown(text: object) -> str:
+    """Return words of the data as they are, also where Markdown or a table would take them for something else."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
+
+
+def _said_first(facts: Facts) -> dict[str, Any]:
+    """Return what page and card both say."""
+    return {
+        "title": _title(facts),
+        "interval": _percent(facts.evaluate.interval, 0),
+        "verdict": _verdict(facts),
+        "warnings": _warnings(facts),
+        "headline": _headline(facts),
+        "training_lines": _training_lines(facts),
+        "data_facts": _data_facts(facts),
+        "settings": _settings(facts),
+        "cores": facts.speed["cpu_cores"],
+        "trust": trust_facts(facts.metrics, show=_show, percent=_percent, number=_number),
+    }
 
 
 def _title(facts: Facts) -> str:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 MODEL = "model"  # the logged model's name inside its run
 CONSUMER_MODEL = Path(__file__).with_name("consumer_model.py")
 UNRECORDED_SECTIONS = {"tracking", "placement"}  # where things run is not what the model is, and may hold a password
+MOST_CHARACTERS = 5000  # of a description, in MLflow's tables
 DIGEST_LENGTH = 36  # the longest dataset digest that MLflow accepts
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 900, 100  # MLflow takes 1,000 values at a time, 100 of them parameters
 
@@ -330,6 +331,7 @@ def _register(release: Release, run: "Run", model: "LoggedModel") -> None:
         f"{len(release.answers.ids)} test examples of {len(release.reports['data']['labels'])} "
         f"{ {'classification': 'classes', 'multilabel': 'labels', 'regression': 'target(s)'}[release.task] }"
     )
+    card = f"{description}\n\n{release.paths.model_card.read_text('utf-8')}"
     # A registry in a database resolves the source through the process's own store, not the client's.
     with tracking.process_wide(release.uri):
         made = client.create_model_version(
@@ -337,7 +339,7 @@ def _register(release: Release, run: "Run", model: "LoggedModel") -> None:
             f"models:/{model.model_id}",
             run.info.run_id,
             tags={key: value for key, value in tags.items() if value},
-            description=description,
+            description=card if len(card) <= MOST_CHARACTERS else description,
             model_id=model.model_id,
         )
     # Two machines may publish the same model at the same moment; both then keep the older version.

@@ -205,7 +205,7 @@ def test_the_example_beside_the_model_is_the_first_of_the_test_split(evaluated):
 
 
 def test_a_second_run_writes_the_same_bytes_but_for_speeds(evaluated):
-    varies = {evaluated.reports / "speed.json", evaluated.reports / "report.html"}
+    varies = {evaluated.reports / "speed.json", evaluated.reports / "report.html", evaluated.model_card}
     first = files_below(evaluated.reports)
     evaluate.run(SETTINGS, "fruit", 7, evaluated)
     second = files_below(evaluated.reports)

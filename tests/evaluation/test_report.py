@@ -12,7 +12,7 @@ from PIL import Image
 from regraft.backbones.card import Card
 from regraft.evaluation.metrics import classification_metrics, paired_gain
 from regraft.evaluation.plots import DARK, LIGHT, Mistake, confusion_figure, thumbnail
-from regraft.evaluation.report import Facts, Shown, draw_plots, render_report
+from regraft.evaluation.report import Facts, Shown, draw_plots, render_model_card, render_report
 from regraft.settings import EvaluateSettings
 from tests.evaluation.small_models import picture
 
@@ -305,3 +305,17 @@ def test_a_target_that_the_backbone_may_have_been_trained_on_is_named():
     dogs = replace(facts, backbone=on_imagenet, download={**facts.download, "source": "tfds:stanford_dogs"})
     assert "It may have seen test examples already" in text_of(page_of(dogs))
     assert "It may have seen test examples" not in text_of(page_of(replace(facts, backbone=on_imagenet)))
+
+
+def test_the_model_card_says_in_markdown_what_the_page_says():
+    facts = facts_of([0, 1, 1, 0] * 10, [0, 1, 1, 1] * 10, [0, 1, 0, 0] * 10, ["a|b", "c"])
+    card = render_model_card(facts)
+    assert "**accuracy 75.0%**" in card
+    assert 'load_model("models:/' in card
+    assert r"a\|b, c" in card  # a bar would end a cell
+    assert "  \n" not in card
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert len({row.count("|") - row.count(r"\|") for row in rows}) == 1
+    assert re.findall(r"^## (.*)", card, re.MULTILINE) == [
+        "Intended use", "Test numbers", "Where it fails, and how sure it is", "Data", "Model",
+    ]  # fmt: skip

@@ -19,7 +19,7 @@ from PIL import Image
 
 from regraft.data.records import Example
 from regraft.errors import ResourceError
-from regraft.files import write_json
+from regraft.files import write_json, write_text
 from regraft.paths import Paths
 from regraft.registry import tracking
 from regraft.settings import Settings
@@ -88,6 +88,7 @@ def write_reports(
     test = dict.fromkeys(("accuracy", "precision", "recall", "f1"), numbers)
     labels = sorted({example.label for example in examples})
     write_json(paths.reports / "metrics.json", {"test": test, "probe": {"test": test}, "shipped": "lp_ft"})
+    write_text(paths.model_card, "# A small model\n")
     epochs = [{"epoch": n, "train_loss": 1.0 / n, "validation": {"log_loss": 0.5 / n}} for n in (1, 2, 3)]
     write_json(paths.reports / "training.json", {"history": epochs})
     write_json(paths.reports / "data.json", {"kind": kind, "labels": labels, "examples": {"test": len(examples)}})

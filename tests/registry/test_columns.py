@@ -81,6 +81,7 @@ def make(
     metrics = {"task": task, "test": measured, "probe": {"test": measured}, "shipped": "probe"}
     write_json(paths.reports / "metrics.json", {**metrics, "baseline": {"values": constant.tolist()}})
     (paths.reports / "predictions.csv").write_text(list_columns(test, answers), encoding="utf-8")
+    paths.model_card.write_text("# A small model\n", encoding="utf-8")
     write_json(paths.reports / "training.json", {"history": []})
     write_json(paths.reports / "data.json", {"kind": "image", "task": task, "labels": list(NAMES), "examples": {}})
     write_json(paths.reports / "download.json", {"digest": "ab" * 32})

@@ -57,6 +57,9 @@ def test_a_first_good_model_becomes_the_champion_with_everything_recorded(
     assert {metric.key: metric.value for metric in model.metrics}["test.f1"] == 1.0
     recorded = {file.path for file in client.list_artifacts(publication.run_id, "reports")}
     assert {"reports/metrics.json", "reports/predictions.csv", "reports/promotion.json"} <= recorded
+    [version] = client.search_model_versions(f"run_id = '{publication.run_id}'")
+    assert "accuracy 1.0000" in version.description
+    assert version.description.endswith("\n\n# A small model\n")
     assert read_publication(project.paths) == publication
 
 
