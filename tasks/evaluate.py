@@ -63,7 +63,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     training = read_json(paths.reports / "training.json")
     validation = open_split(paths.prepared, "validation")
     features = features_on(classifier, validation, paths.features / "validation.npy", "calibrating")
-    settled = _settle(classifier, features, training, paths, evaluate, seed)
+    settled = _settle(classifier, features, training=training, paths=paths, evaluate=evaluate, seed=seed)
     familiar = _familiar(classifier, features, paths)
     temperature = settled.calibration.temperature
     with replace_directory(paths.serving) as directory:
@@ -154,6 +154,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
 def _settle(
     classifier: Classifier,
     features: np.ndarray,
+    *,
     training: Mapping[str, Any],
     paths: Paths,
     evaluate: EvaluateSettings,
@@ -265,7 +266,7 @@ def predict(
         answers[places] = answered
         progress.advance(len(places))
     if answers is None:
-        raise TrainingError(f"there is nothing to answer ({doing}): the split is empty. Run the preprocess stage again.")
+        raise TrainingError(f"nothing to answer ({doing}): the split is empty. Run the preprocess stage again.")
     return answers
 
 

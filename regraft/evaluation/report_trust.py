@@ -129,8 +129,8 @@ def _unusual(metrics: Mapping[str, Any], percent: Percent) -> str | None:
         return f"Answers do not say how unusual an input is: {unusual['why']}."
     test = unusual["test"]
     return (
-        f"Answers say how far an input is from {unusual['known']} training examples, by the model's own features: up to "
-        f"1 for {percent(unusual['usual'])} of {unusual['examples']} validation examples, more for "
+        f"Answers say how far an input is from {unusual['known']} training examples, by the model's own features: up "
+        f"to 1 for {percent(unusual['usual'])} of {unusual['examples']} validation examples, more for "
         f"{percent(test['value'])} ({percent(test['low'])} to {percent(test['high'])}) of the test split."
     )
 

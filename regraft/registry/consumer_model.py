@@ -65,8 +65,9 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             If validation supports it, there is more, which holds the truth as often as `evaluate.coverage` asked
             (`labels.json` says how often): `set`, a list of classes, the most probable first and never empty, or of the
             labels that cannot be ruled out; `low` and `high` of a value, for several targets `NAME low`, `NAME high`.
-            If `evaluate.risk` was set: `is_sure` (boolean), false where it is better to say "do not know". And `unusual`
-            (double, 0 or more): how far the input is from training data; of inputs like those, 95% have at most 1.
+            If `evaluate.risk` was set: `is_sure` (boolean), false where it is better to say "do not know". Unless
+            validation is tiny: `unusual` (double, 0 or more), how far the input is from training data; of inputs like
+            those of validation, 95% have at most 1.
 
         Raises:
             MlflowException: If a row is empty, of another type, or an image or recording that cannot be decoded; the
@@ -82,10 +83,10 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             batch = values[start : start + BATCH_ROWS]
             answers[start : start + len(batch)] = self._answer(batch, start)
         index = model_input.index if len(model_input) == len(values) else None
-        columns = self._columns(answers[:, : len(self.labels)])
-        if self.says_unusual and "unusual" not in columns:  # a target of that name keeps its column
-            columns["unusual"] = answers[:, -1].astype(np.float64)
-        return pd.DataFrame(columns, index=index)
+        told = self._columns(answers[:, : len(self.labels)])
+        if self.says_unusual and "unusual" not in told:  # a target of that name keeps its column
+            told["unusual"] = answers[:, -1].astype(np.float64)
+        return pd.DataFrame(told, index=index)
 
     def _columns(self, answers: np.ndarray) -> dict[str, Any]:
         """Return what consumers get, by column, from answers of shape (rows, outputs)."""

@@ -56,6 +56,7 @@ def test_many_training_examples_are_thinned_evenly():
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_the_exported_graph_computes_what_was_settled(tmp_path, kind):
     classifier = random_classifier(kind, tmp_path / "backbones", ("a", "b"))
+    inputs: list[bytes | str]
     if kind == "image":
         inputs = [picture(shade) for shade in range(0, 250, 8)]
     else:
