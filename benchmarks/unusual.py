@@ -9,8 +9,8 @@ is the AUROC: how often an input of the other kind is called more unusual than o
 background, so that any distance tells them. Test images are shrunk to the size of the others first: otherwise blur
 might. "held-out classes": half of the classes, drawn anew each time, are left out of training, and their test examples,
 of the same origin as all others, are to be told. That is the harder question and the fairer number. "beyond 1" is the
-share of each above the limit that validation sets; of the test split it should be 5%. "Max softmax" is that of a logistic regression solved anew on the
-same features, with the same penalty everywhere; the probe that ships may do better or worse.
+share of each above the limit that validation sets; of the test split it should be 5%. "max softmax" is that of a
+logistic regression solved anew on the same features with one penalty; the probe that ships may do better or worse.
 """
 
 import argparse
