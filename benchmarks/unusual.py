@@ -10,9 +10,9 @@ background, so that any distance tells them. Test images are shrunk to the size 
 might. "held-out classes": half of the classes, drawn anew each time, are left out of training, and their test examples,
 of the same origin as all others, are to be told. That is the harder question and the fairer number. "beyond 1" is the
 share of each above the limit that validation sets; of the test split it should be 5%. "max softmax" is that of a
-logistic regression solved anew on the same features with one penalty; the probe that ships may do better or worse. The last line is
-the difference between the two over the same draws: ten draws are too few to tell which is better (one ten said +0.04, another -0.04),
-and as draws share classes, its standard error is smaller than it should be.
+logistic regression solved anew on the same features with one penalty; the probe that ships may do better or worse. The
+last line is the difference between the two over the same draws. Ten draws are too few to tell which is better (one ten
+said +0.04, another -0.04), and as draws share classes, the standard error is too small.
 """
 
 import argparse
