@@ -22,6 +22,7 @@ from regraft.evaluation.plots import Mistake, to_png
 from regraft.evaluation.probabilities import probability_metrics
 from regraft.evaluation.report import PAIRS_SHOWN, Facts, Pairs, Shown, draw_plots, render_model_card, render_report
 from regraft.evaluation.speed import measure_speed
+from regraft.evaluation.unusual import Familiar, known_rows, measure_unusual, settle_familiar
 from regraft.explanations import faithfulness
 from regraft.explanations.attribution import Explainer, TextExplainer, explainer_of
 from regraft.explanations.explain import draw
@@ -30,10 +31,10 @@ from regraft.measures import headline
 from regraft.paths import Paths
 from regraft.progress import Progress
 from regraft.registry.promotion import PREDICTED, PROBABILITY, TRUE, compact_ids
-from regraft.registry.serving import compile_outputs, export_saved_model, largest_difference, load_served
+from regraft.registry.serving import compile_features, export_saved_model, largest_difference, load_served
 from regraft.settings import EvaluateSettings
 from regraft.tuning.class_weights import log_weights
-from regraft.tuning.classifier import Classifier, load_classifier
+from regraft.tuning.classifier import Classifier, get_head, load_classifier
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,19 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     classifier = load_classifier(paths.model, paths.backbones)
     test = open_split(paths.prepared, "test")
     training = read_json(paths.reports / "training.json")
-    settled = _settle(classifier, training, paths, evaluate, seed)
+    validation = open_split(paths.prepared, "validation")
+    features = features_on(classifier, validation, paths.features / "validation.npy", "calibrating")
+    settled = _settle(classifier, features, training=training, paths=paths, evaluate=evaluate, seed=seed)
+    familiar = _familiar(classifier, features, paths)
     temperature = settled.calibration.temperature
     with replace_directory(paths.serving) as directory:
         export_saved_model(
-            classifier, directory, example=test.inputs([0])[0], temperature=temperature, facts=settled.facts()
+            classifier,
+            directory,
+            example=test.inputs([0])[0],
+            temperature=temperature,
+            familiar=familiar,
+            facts=settled.facts() | (familiar.facts() if familiar else {}),
         )
         served = load_served(directory)
         sample = test.inputs(range(min(PARITY_EXAMPLES, len(test))))
@@ -78,7 +87,8 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
             )
     log.info("the exported model agrees with the trained one within %.1g on %d examples", difference, len(sample))
 
-    answers = predict(served.answers, test, "testing")
+    replies = predict(served.with_unusual, test, "testing")
+    answers, unusual = replies[:, : len(classifier.labels)], replies[:, -1]
     probe = np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias
     judged = _judge_classes if test.task == CLASSIFICATION else _judge_columns
     outcome = judged(open_split(paths.prepared, "train"), test, answers, probe, evaluate=evaluate, seed=seed)
@@ -92,6 +102,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         "labels": list(classifier.labels),
         **outcome.metrics,
         **certainty.measure(settled, answers, test.labels, **chance),
+        "unusual": measure_unusual(familiar, unusual, interval=evaluate.interval),
         "slices": _slice(test, answers, chance),
         "explanations": _test_explanations(explainer, test, _unit(paths, test.task), seed),
     }
@@ -143,16 +154,22 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
 
 
 def _settle(
-    classifier: Classifier, training: Mapping[str, Any], paths: Paths, evaluate: EvaluateSettings, seed: int
+    classifier: Classifier,
+    features: np.ndarray,
+    *,
+    training: Mapping[str, Any],
+    paths: Paths,
+    evaluate: EvaluateSettings,
+    seed: int,
 ) -> certainty.Certainty:
-    """Let validation data say how sure the model may be."""
+    """Let validation data, with these features, say how sure the model may be."""
     if evaluate.risk is not None and classifier.task == REGRESSION:
         raise TrainingError(
             f"evaluate.risk is {evaluate.risk:g}, and this model answers real values, which do not say how sure they "
             "are. Set it to null; `low` and `high` in its answers say how far off they may be."
         )
     validation = open_split(paths.prepared, "validation")
-    outputs = outputs_on(classifier, validation, paths.features / "validation.npy")
+    outputs = _outputs(classifier, features)
     balance = None
     if training.get("options", {}).get("class_weights") == "balanced":
         train = open_split(paths.prepared, "train")
@@ -169,14 +186,35 @@ def _settle(
 
 
 def outputs_on(classifier: Classifier, split: Split, features: Path) -> np.ndarray:
-    """Return the model's logits or values of `split`, shape (N, K), before calibration.
+    """Return the model's logits or values of `split`, shape (N, K), before calibration; `features` as `features_on`."""
+    return _outputs(classifier, features_on(classifier, split, features, "calibrating"))
+
+
+def _outputs(classifier: Classifier, features: np.ndarray) -> np.ndarray:
+    """Return what the model's head makes of `features` (N, D): logits or values, shape (N, K)."""
+    kernel, bias = get_head(classifier.model)
+    outputs: np.ndarray = features @ kernel + bias
+    return outputs
+
+
+def features_on(
+    classifier: Classifier, split: Split, features: Path, doing: str, rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """Return what the model's head is given for `split`, or for `rows` of it, float32, shape (rows, D).
 
     If the backbone is still the frozen one, its features in the file `features` save running it.
     """
     if classifier.shipped == "probe":
-        outputs: np.ndarray = np.load(features) @ classifier.kernel + classifier.bias
-        return outputs
-    return predict(compile_outputs(classifier), split, "calibrating")
+        known: np.ndarray = np.load(features)
+        return known if rows is None else known[list(rows)]
+    return predict(compile_features(classifier), split, doing, rows)
+
+
+def _familiar(classifier: Classifier, validation: np.ndarray, paths: Paths) -> Familiar | None:
+    """Return what the model knows of its training data, with a limit read off the features `validation`."""
+    train = open_split(paths.prepared, "train")
+    known = features_on(classifier, train, paths.features / "train.npy", "remembering", known_rows(len(train)))
+    return settle_familiar(known, validation)
 
 
 def _test_explanations(explainer: Explainer, test: Split, unit: float, seed: int) -> dict[str, Any]:
@@ -206,20 +244,31 @@ def _slice(test: Split, answers: np.ndarray, chance: Mapping[str, Any]) -> dict[
     return slices.measure_slices(test.task, test.labels, given, found, **chance)
 
 
-def predict(answer: Callable[[Sequence[bytes | str]], np.ndarray], split: Split, doing: str) -> np.ndarray:
-    """Return what `answer` says to every example of `split`, float32, shape (len(split), K), in its order.
+def predict(
+    answer: Callable[[Sequence[bytes | str]], np.ndarray],
+    split: Split,
+    doing: str,
+    rows: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return what `answer` says to every example of `split`, or to `rows` of it, float32, one row each, in their order.
 
     Texts are answered in the order of their length: a batch is padded to its longest text, so mixing them costs time.
     """
-    order = list(range(len(split)))
+    asked = list(range(len(split)) if rows is None else rows)
+    order = list(range(len(asked)))
     if split.kind == "text":
-        order.sort(key=lambda row: len(split.inputs([row])[0]))
-    answers = np.empty((len(split), len(split.class_names)), np.float32)
-    progress = Progress(log, doing, len(split), "examples")
-    for start in range(0, len(split), BATCH_SIZE):
-        rows = order[start : start + BATCH_SIZE]
-        answers[rows] = answer(split.inputs(rows))
-        progress.advance(len(rows))
+        order.sort(key=lambda place: len(split.inputs([asked[place]])[0]))
+    answers: np.ndarray | None = None
+    progress = Progress(log, doing, len(asked), "examples")
+    for start in range(0, len(order), BATCH_SIZE):
+        places = order[start : start + BATCH_SIZE]
+        answered = answer(split.inputs([asked[place] for place in places]))
+        if answers is None:
+            answers = np.empty((len(asked), answered.shape[1]), np.float32)
+        answers[places] = answered
+        progress.advance(len(places))
+    if answers is None:
+        raise TrainingError(f"nothing to answer ({doing}): the split is empty. Run the preprocess stage again.")
     return answers
 
 

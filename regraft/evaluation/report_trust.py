@@ -33,6 +33,7 @@ def trust_facts(metrics: Mapping[str, Any], *, show: Show, percent: Percent, num
         "calibration": _calibration(metrics, percent),
         "promise": _promise(metrics, percent, number),
         "doubt": _doubt(metrics, percent),
+        "unusual": _unusual(metrics, percent),
         "slices": _slices(metrics, show, number),
         "figures": _figures(metrics, show),
         "not_ranked": metrics["test"].get("not_ranked", []),
@@ -117,6 +118,21 @@ def _doubt(metrics: Mapping[str, Any], percent: Percent) -> list[str]:
         f"At most {percent(doubt['risk'])} were to be wrong, so they are sure from {percent(doubt['least_sure'])} on "
         f"({doubt['why']}): on the test split {percent(given['value'])} of answers{among}{span}.",
     ]
+
+
+def _unusual(metrics: Mapping[str, Any], percent: Percent) -> str | None:
+    """Return a sentence on how answers tell inputs that are unlike the training data."""
+    unusual = metrics.get("unusual")
+    if unusual is None:
+        return None
+    if "test" not in unusual:
+        return f"Answers do not say how unusual an input is: {unusual['why']}."
+    test = unusual["test"]
+    return (
+        f"Answers say how far an input is from {unusual['known']} training examples, by the model's own features: up "
+        f"to 1 for {percent(unusual['usual'])} of {unusual['examples']} validation examples, more for "
+        f"{percent(test['value'])} ({percent(test['low'])} to {percent(test['high'])}) of the test split."
+    )
 
 
 def _slices(metrics: Mapping[str, Any], show: Show, number: Percent) -> dict[str, Any] | None:

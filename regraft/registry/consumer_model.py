@@ -38,6 +38,7 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         self.pair: list[str] = facts.get("pair", [])
         self.conformal: dict[str, Any] = facts.get("conformal", {})
         self.doubt: dict[str, Any] = facts.get("doubt", {})
+        self.says_unusual: bool = "unusual" in facts
         import tensorflow as tf
 
         if facts.get("tensorflow_text", self.kind == "text"):
@@ -64,7 +65,9 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             If validation supports it, there is more, which holds the truth as often as `evaluate.coverage` asked
             (`labels.json` says how often): `set`, a list of classes, the most probable first and never empty, or of the
             labels that cannot be ruled out; `low` and `high` of a value, for several targets `NAME low`, `NAME high`.
-            If `evaluate.risk` was set: `is_sure` (boolean), false where it is better to say "do not know".
+            If `evaluate.risk` was set: `is_sure` (boolean), false where it is better to say "do not know". Unless
+            validation is tiny: `unusual` (double, 0 or more), how far the input is from training data; of inputs like
+            those of validation, 95% have at most 1.
 
         Raises:
             MlflowException: If a row is empty, of another type, or an image or recording that cannot be decoded; the
@@ -75,12 +78,15 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             for name in self.pair or [self.kind]
         ]
         values = [_joined(*texts) for texts in zip(*columns, strict=True)] if self.pair else columns[0]
-        answers = np.empty((len(values), len(self.labels)), np.float32)
+        answers = np.empty((len(values), len(self.labels) + self.says_unusual), np.float32)
         for start in range(0, len(values), BATCH_ROWS):
             batch = values[start : start + BATCH_ROWS]
             answers[start : start + len(batch)] = self._answer(batch, start)
         index = model_input.index if len(model_input) == len(values) else None
-        return pd.DataFrame(self._columns(answers), index=index)
+        told = self._columns(answers[:, : len(self.labels)])
+        if self.says_unusual and "unusual" not in told:  # a target of that name keeps its column
+            told["unusual"] = answers[:, -1].astype(np.float64)
+        return pd.DataFrame(told, index=index)
 
     def _columns(self, answers: np.ndarray) -> dict[str, Any]:
         """Return what consumers get, by column, from answers of shape (rows, outputs)."""
@@ -143,10 +149,14 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         )
 
     def _answer(self, batch: list[bytes | str], start: int) -> np.ndarray:
-        """Return probabilities or values, float32 (len(batch), K); `start` is the row number of the first."""
-        answered = "values" if self.task == "regression" else "probabilities"
+        """Return probabilities or values, float32 (len(batch), K), and in a column more how unusual each row is.
+
+        `start` is the row number of the first; the last column is there if the model says so.
+        """
+        names = ["values" if self.task == "regression" else "probabilities", *(["unusual"] * self.says_unusual)]
         try:
-            return np.asarray(self.exported.serve(self.tf.constant(batch, self.tf.string))[answered])
+            reply = self.exported.serve(self.tf.constant(batch, self.tf.string))
+            return np.column_stack([reply[name] for name in names])
         except self.tf.errors.InvalidArgumentError as error:
             if self.kind != "text" and len(batch) == 1:
                 received = f"{len(batch[0])} bytes, beginning {batch[0][:8]!r}"

@@ -246,6 +246,8 @@ def _save_model(release: Release, model: "LoggedModel", folder: Path) -> None:
             answered.append(ColSpec(Array(DataType.string), "set"))
         if "doubt" in facts:
             answered.append(ColSpec(DataType.boolean, "is_sure"))
+    if "unusual" in facts and "unusual" not in [column.name for column in answered]:
+        answered.append(ColSpec(DataType.double, "unusual"))
     suffix = {"image": "bin", "text": "txt", "audio": "wav"}[release.kind]
     raw = (release.paths.serving / f"input_example.{suffix}").read_bytes()
     example: dict[str, Any] = {release.kind: [raw.decode("utf-8") if is_text else raw]}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,12 +25,14 @@ from regraft.files import read_json, write_json
 from regraft.measures import task_of
 
 if TYPE_CHECKING:
+    from regraft.evaluation.unusual import Familiar
     from regraft.tuning.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
 SAVED_MODEL = "saved_model"
 LABELS = "labels.json"
+UNUSUAL = "unusual"
 PIXELS = "pixels"  # what `answer` of an exported model calls pictures
 # What an answer is called, and how it follows from the model's outputs.
 ANSWERS = {CLASSIFICATION: "probabilities", MULTILABEL: "probabilities", REGRESSION: "values"}
@@ -67,10 +70,15 @@ class ServedModel:
         Raises:
             DataError: If an image or a recording cannot be decoded; the message names its position.
         """
+        return self.with_unusual(inputs)[:, : len(self.labels)]
+
+    def with_unusual(self, inputs: Sequence[bytes | str]) -> np.ndarray:
+        """Return `answers`, and in one column more how unusual each input is, for a model that says so."""
         if not inputs:
             return np.zeros((0, len(self.labels)), np.float32)
         try:
-            return np.asarray(self.loaded.serve(tf.constant(list(inputs), tf.string))[ANSWERS[self.task]])
+            reply = self.loaded.serve(tf.constant(list(inputs), tf.string))
+            return np.column_stack([reply[name] for name in (ANSWERS[self.task], UNUSUAL) if name in reply])
         except tf.errors.InvalidArgumentError as error:
             row = self._first_unreadable(inputs)
             if row is None:
@@ -98,14 +106,14 @@ class ServedModel:
         return None
 
 
-def compile_outputs(classifier: "Classifier") -> Callable[[Sequence[bytes | str]], np.ndarray]:
-    """Return a function of raw inputs to the model's outputs, logits or values, float32 (inputs, K): no temperature."""
+def compile_features(classifier: "Classifier") -> Callable[[Sequence[bytes | str]], np.ndarray]:
+    """Return a function of raw inputs to what the model's head is given, float32 (inputs, D)."""
     prepare, network = _prepare_all(classifier, classifier.extractor.prepare), _network(classifier)
 
-    def outputs(raw: tf.Tensor) -> tf.Tensor:
-        return network(prepare(raw))
+    def features(raw: tf.Tensor) -> tf.Tensor:
+        return network(prepare(raw))[1]
 
-    compiled = tf.function(outputs, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+    compiled = tf.function(features, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     return lambda inputs: np.asarray(compiled(tf.constant(list(inputs), tf.string)))
 
 
@@ -117,15 +125,26 @@ def _prepare_all(classifier: "Classifier", prepare: Callable[[tf.Tensor], Any]) 
     return lambda raw: tf.map_fn(prepare, raw, fn_output_signature=pixels)
 
 
-def _network(classifier: "Classifier") -> Callable[[Any], tf.Tensor]:
-    """Return the function of prepared inputs to outputs, float32 (B, K), that becomes part of a graph."""
-    model = classifier.model
+def _network(classifier: "Classifier") -> Callable[[Any], tuple[tf.Tensor, tf.Tensor]]:
+    """Return the function of prepared inputs to outputs (B, K) and features (B, D), float32, for use in a graph."""
+    from regraft.tuning.classifier import HEAD
 
-    def outputs(prepared: Any) -> tf.Tensor:
-        with folded_normalization(model):
-            return tf.cast(model(prepared, training=False), tf.float32)
+    model = classifier.model
+    both = keras.Model(model.input, [model.output, model.get_layer(HEAD).input])
+
+    def outputs(prepared: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        with folded_normalization(both):
+            answered, features = both(prepared, training=False)
+            return tf.cast(answered, tf.float32), tf.cast(features, tf.float32)
 
     return outputs
+
+
+def _unusual(familiar: "Familiar", features: tf.Tensor) -> tf.Tensor:
+    """Return the distance of `features` (B, D) from what is known over the limit, as `unusual.distances`, (B,)."""
+    alike = tf.matmul(tf.math.l2_normalize(features, axis=1), tf.cast(familiar.known.T, tf.float32))
+    least = tf.math.top_k(alike, familiar.neighbours).values[:, -1]
+    return (1.0 - least) / familiar.limit
 
 
 def export_saved_model(
@@ -134,6 +153,7 @@ def export_saved_model(
     *,
     example: bytes | str,
     temperature: float = 1.0,
+    familiar: "Familiar | None" = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `classifier` with its preprocessing as a SavedModel that takes raw input.
@@ -151,6 +171,8 @@ def export_saved_model(
         directory: An empty folder; gets `saved_model/`, `labels.json` and the input example.
         example: One raw input, kept beside the model so that a consumer can try it.
         temperature: What logits are divided by inside the graph.
+        familiar: Lets `serve` answer "unusual" as well, float32 (B,): how far an input is from what training knew, 1
+            where 95% of validation examples are no further.
         facts: What `labels.json` says besides kind, task and labels.
     """
     extractor, model = classifier.extractor, classifier.model
@@ -160,13 +182,16 @@ def export_saved_model(
         prepare, module.tables = extractor.prepare_texts_anew()
     network, link, named = _network(classifier), LINKS[classifier.task], ANSWERS[classifier.task]
 
+    def reply(prepared: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs, features = network(prepared)
+        return link(outputs / temperature if temperature != 1.0 else outputs), features
+
     def answer(**prepared: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = network(prepared if kind == "text" else prepared[PIXELS])
-        return {named: link(outputs / temperature if temperature != 1.0 else outputs)}
+        return {named: reply(prepared if kind == "text" else prepared[PIXELS])[0]}
 
     def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
-        prepared = module.prepare(raw)
-        return module.answer(**(prepared if kind == "text" else {PIXELS: prepared}))
+        answers, features = reply(module.prepare(raw))
+        return {named: answers} | ({} if familiar is None else {UNUSUAL: _unusual(familiar, features)})
 
     signature = [tf.TensorSpec((None,), tf.string, name=kind)]
     inputs = model.input if kind == "text" else {PIXELS: model.input}

@@ -24,7 +24,16 @@ from regraft.registry.predict import _read_text, predict
 from regraft.registry.register import publish
 from regraft.registry.versions import resolve
 from regraft.settings import Settings
-from tests.registry.small_projects import COLOURS, LINEAGE, LengthModel, Project, picture, write_reports
+from tests.registry.small_projects import (
+    COLOURS,
+    LINEAGE,
+    RIGHT,
+    ColourModel,
+    LengthModel,
+    Project,
+    picture,
+    write_reports,
+)
 
 CONSUMER = """
 import json, sys
@@ -115,6 +124,30 @@ def test_a_promise_reaches_consumers_as_a_set_with_the_most_probable_class_first
     consumer.conformal = {"coverage": 0.9, "least_probability": 0.999}
     answers = consumer.predict(None, pd.DataFrame({"image": [picture("red", 20)]}))
     assert answers["set"].tolist() == [["red"]]  # never empty
+
+
+class UnusualModel(ColourModel):
+    """Calls every input unusual."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+    def serve(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {**super().serve(image), "unusual": tf.fill(tf.shape(image), 1.5)}
+
+
+def test_how_unusual_an_input_is_reaches_consumers_and_its_signature(
+    make_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "project")
+    tf.saved_model.save(UnusualModel(RIGHT), str(project.paths.serving / "saved_model"))
+    facts = {"kind": "image", "labels": list(COLOURS), "unusual": {"known": 9, "limit": 0.1, "neighbours": 5}}
+    write_json(project.paths.serving / "labels.json", facts)
+    publish(project.paths, project.settings, LINEAGE, project.fingerprint)
+    model = mlflow.pyfunc.load_model(next(project.paths.root.glob("mlartifacts/models/*/artifacts")))
+    answers = model.predict({"image": [picture("red", 200), picture("blue", 90)]})
+    assert (answers["label"].tolist(), answers["unusual"].tolist()) == (["red", "blue"], [1.5, 1.5])
+    assert [len(row) for row in answers["probabilities"]] == [3, 3]
+    assert [column.name for column in model.metadata.get_output_schema()][-1] == "unusual"
+    assert model.predict({"image": []}).columns.tolist() == answers.columns.tolist()
 
 
 @pytest.mark.parametrize("broken", [b"no image", b"", picture("red", 200)[:-30]])
