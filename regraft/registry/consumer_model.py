@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 BATCH_ROWS = 64
+MOST_PIXELS = 100_000_000  # decoding needs 3 bytes each, and a small file can claim any number of them
 SEPARATOR = " ||| "  # between the two texts of a pair, as regraft.data.pairs has it
 EXPECTED = {"image": "the bytes of an image file", "audio": "the bytes of a WAV file", "text": "a string"}
 READABLE = {
@@ -139,6 +140,11 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
                     f"row {row} of column `image` is a BMP file with a table of colours, which TensorFlow takes for "
                     "shades of grey; save it as PNG, or as BMP with 24 bits a pixel"
                 )
+            if self.kind == "image" and (pixels := _pixels(content)) > MOST_PIXELS:
+                raise MlflowException.invalid_parameter_value(
+                    f"row {row} of column `image` has {pixels / 1e6:.0f} million pixels, and at most "
+                    f"{MOST_PIXELS / 1e6:.0f} million are decoded; make it smaller"
+                )
             return content
         if self.kind == "text" and isinstance(value, str):
             return value
@@ -167,6 +173,28 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
                 raise
         # One of them is at fault, and TensorFlow does not say which.
         return np.concatenate([self._answer([value], start + place) for place, value in enumerate(batch)])
+
+
+def _pixels(content: bytes) -> int:
+    """Return width times height as the header of a PNG, GIF, BMP or JPEG file says; 0 if it says nothing."""
+    if content.startswith(b"\x89PNG") and len(content) >= 24:
+        return int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
+    if content.startswith(b"GIF8") and len(content) >= 10:
+        return int.from_bytes(content[6:8], "little") * int.from_bytes(content[8:10], "little")
+    if content.startswith(b"BM") and len(content) >= 26:
+        width, height = (int.from_bytes(content[at : at + 4], "little", signed=True) for at in (18, 22))
+        return abs(width * height)
+    if not content.startswith(b"\xff\xd8"):
+        return 0
+    place = 2
+    while place + 9 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame: all but tables and extensions
+            height, width = (int.from_bytes(content[place + at : place + at + 2], "big") for at in (5, 7))
+            return width * height
+        # Bytes of 0xFF may fill the space before a marker.
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return 0
 
 
 def _has_colour_table(content: bytes) -> bool:

@@ -19,6 +19,7 @@ def test_metrics_of_an_older_evaluation_lack_these_parts():
         "calibration": None,
         "promise": None,
         "doubt": [],
+        "unusual": None,
         "slices": None,
         "figures": [],
         "not_ranked": [],

@@ -20,6 +20,7 @@ from regraft.data.records import Example
 from regraft.errors import DataError, RegistryError
 from regraft.files import write_json
 from regraft.paths import Paths
+from regraft.registry.consumer_model import _pixels
 from regraft.registry.predict import _read_text, predict
 from regraft.registry.register import publish
 from regraft.registry.versions import resolve
@@ -148,6 +149,23 @@ def test_how_unusual_an_input_is_reaches_consumers_and_its_signature(
     assert [len(row) for row in answers["probabilities"]] == [3, 3]
     assert [column.name for column in model.metadata.get_output_schema()][-1] == "unusual"
     assert model.predict({"image": []}).columns.tolist() == answers.columns.tolist()
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "JPEG"])
+def test_the_size_of_an_image_is_read_off_its_header(form: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, form)
+    assert _pixels(buffer.getvalue()) == 600
+    assert _pixels(buffer.getvalue()[:8]) == 0
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(
+    loaded: mlflow.pyfunc.PyFuncModel,
+) -> None:
+    header = bytearray(picture("red", 200))
+    header[16:24] = (20000).to_bytes(4, "big") * 2
+    with pytest.raises(MlflowException, match="row 1 of column `image` has 400 million pixels"):
+        loaded.predict(pd.DataFrame({"image": [picture("red", 200), bytes(header)]}))
 
 
 @pytest.mark.parametrize("broken", [b"no image", b"", picture("red", 200)[:-30]])
