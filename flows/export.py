@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from flows.history import prepared_data
+from flows.history import data_of_version
 from regraft.errors import DataError
 from regraft.files import replace_directory
 from regraft.paths import Paths
@@ -51,7 +51,7 @@ def export(
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / exports.FACTS).exists()):
             raise DataError(f"{folder} holds something that is no export; choose another folder.")
         consumer = opened.loaded.unwrap_python_model()
-        with prepared_data(paths, f"{opened.name}/{opened.version}") as prepared, replace_directory(folder) as fresh:
+        with data_of_version(paths, opened.name, opened.version) as prepared, replace_directory(folder) as fresh:
             facts = exports.export(
                 consumer.exported,
                 wanted,

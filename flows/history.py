@@ -46,6 +46,21 @@ def prepared_data(paths: Paths, reference: str | None) -> Iterator[Path]:
             yield restored
 
 
+@contextmanager
+def data_of_version(paths: Paths, name: str, number: int) -> Iterator[Path]:
+    """Yield the folder of the prepared data that version `number` of the registered model `name` was made from.
+
+    Raises:
+        RegistryError: If the registry holds no such version, or does not say what it was made from.
+        RegraftError: If the data is not in this project's DVC cache.
+    """
+    output_hash = data_hash(paths, load_settings(paths.params), f"{name}/{number}")
+    with TemporaryDirectory(prefix="regraft-") as temporary:
+        restored = Path(temporary) / "prepared"
+        pipeline.restore_output(paths.root, output_hash, restored)
+        yield restored
+
+
 def _hash_in_git(paths: Paths, revision: str) -> str:
     """Return the hash of the prepared data in the dvc.lock that was committed in `revision`."""
     shown = subprocess.run(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -89,19 +90,23 @@ def answer(root: str, model: str, source: str, out: str, column: str | None) -> 
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     }
     lines: list[str] = []
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-    ) as process:
+    with (
+        TemporaryFile("w+", encoding="utf-8") as printed,  # of many classes it is more than a pipe holds
+        subprocess.Popen(
+            command, cwd=root, env=environment, stdout=printed, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as process,
+    ):
         try:
-            for line in process.stderr or ():  # what comes on standard output is short, and comes at the end
+            for line in process.stderr or ():
                 lines.append(line.rstrip())
                 logger.info(lines[-1])
-            printed = process.stdout.read() if process.stdout else ""
+            process.wait()
         except BaseException:
             process.terminate()
             raise
-    if process.returncode == 0:
-        return json.loads(printed)
+        printed.seek(0)
+        if process.returncode == 0:
+            return json.load(printed)
     message = f"scoring {source} failed:\n" + "\n".join(lines[-5:])
     passing = process.returncode == ResourceError.exit_code
     raise (ResourceError if passing else RegraftError)(message)

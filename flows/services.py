@@ -79,6 +79,11 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
             "prefect": prefect_port or _last_port(known, "prefect"),
             "mlflow": mlflow_port or _last_port(known, "mlflow"),
         }
+        if ports["prefect"] == ports["mlflow"]:
+            raise RegraftError(
+                f"both servers were given port {ports['mlflow']}; choose another for one of them with --prefect-port "
+                "or --mlflow-port."
+            )
         addresses = _addresses(host, ports)
         alive = {name: service for name, service in known.items() if service.process.is_alive}
         for name in SERVERS:
@@ -246,10 +251,12 @@ def _wait_until_healthy(service: Service) -> None:
 
 
 def _health(service: Service) -> tuple[str | None, str | None]:
-    """Return (what is wrong, version); a worker is well if its pool is ready: the server has heard of it lately."""
+    """Return (what is wrong, version); a worker is well if the server has heard of it lately, paused or not."""
     if service.name == "mlflow":
         try:
-            tracking.get(service.address, "/health")
+            status, body = tracking.get(service.address, "/health")
+            if (status, body.strip()) != (200, b"OK"):
+                return f"{service.address} answers, but not as MLflow does (status {status})", None
             return None, tracking.get(service.address, "/version")[1].decode(errors="replace").strip()
         except ResourceError as error:
             return str(error), None
@@ -259,8 +266,8 @@ def _health(service: Service) -> tuple[str | None, str | None]:
             pool = None if service.name == "prefect" else client.read_work_pool(service.name.removeprefix("worker-"))
         except HEALTH_ERRORS as error:
             return f"{type(error).__name__}: {error}", None
-    is_ready = pool is None or pool.status == WorkPoolStatus.READY
-    return None if is_ready else "the server has not heard of it lately, or its pool is paused", version
+    is_ready = pool is None or pool.status in (WorkPoolStatus.READY, WorkPoolStatus.PAUSED)
+    return None if is_ready else "the server has not heard of it lately", version
 
 
 def _make_pools(address: str) -> None:

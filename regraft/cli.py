@@ -424,7 +424,7 @@ def predict(
 
 def _say_answer(result: dict[str, Any]) -> str:
     """Return a model's answer in a line: a class with its probability, labels with theirs, or values."""
-    if "probability" in result:
+    if "label" in result and "probabilities" in result:
         return f"{result['label']}\t{result['probability']:.4f}"
     if "probabilities" in result:
         held = [f"{name} {result['probabilities'][name]:.4f}" for name in result["labels"]]
@@ -480,7 +480,7 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", parser=_folder, help="Folder for it.", show_default="exports/ in the project"),
     ] = None,
-    examples: Annotated[int, typer.Option(help="At most so many test examples prove it.", min=1)] = 1000,
+    examples: Annotated[int, typer.Option(help="At most so many test examples prove it.", min=2)] = 1000,
     tolerance: Annotated[
         float, typer.Option(help="Accuracy (micro F1, R2) on them may fall by so much.", min=0.0, max=1.0)
     ] = 0.01,
@@ -534,7 +534,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Answer a folder or a table with a registered model, and say whether it drifted; goes on where it stopped."""
-    from flows.history import prepared_data
+    from flows.history import data_of_version
     from regraft.files import write_json
     from regraft.quiet import without_noise
     from regraft.settings import load_settings
@@ -551,7 +551,7 @@ def score(
         inputs = scoring.find_inputs(source, opened, column)
         outcome = scoring.score(opened, inputs, out)
     try:
-        with prepared_data(paths, f"{outcome['model']}/{outcome['version']}") as prepared:
+        with data_of_version(paths, outcome["model"], outcome["version"]) as prepared:
             outcome["drift"] = scored_drift.find_drift(paths, settings, outcome, inputs, out=out, prepared=prepared)
     except RegraftError as error:  # the answers are complete, and what they came from may be gone for good
         outcome |= {"drift": None, "drift_unknown": str(error)}

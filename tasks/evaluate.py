@@ -78,7 +78,9 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         )
         served = load_served(directory)
         sample = test.inputs(range(min(PARITY_EXAMPLES, len(test))))
-        difference = largest_difference(classifier, served, sample, temperature=temperature) / _unit(paths, test.task)
+        difference = largest_difference(
+            classifier, served, sample, temperature=temperature, units=_units(paths, test.task)
+        )
         if not difference <= PARITY_TOLERANCE:  # true for NaN as well
             raise TrainingError(
                 f"The exported model differs from the trained one by {difference:.2g} in an answer (allowed: "
@@ -104,7 +106,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         **certainty.measure(settled, answers, test.labels, **chance),
         "unusual": measure_unusual(familiar, unusual, interval=evaluate.interval),
         "slices": _slice(test, answers, chance),
-        "explanations": _test_explanations(explainer, test, _unit(paths, test.task), seed),
+        "explanations": _test_explanations(explainer, test, float(_units(paths, test.task)[0]), seed),
     }
     write_json(paths.reports / "metrics.json", metrics)
     seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
@@ -295,11 +297,12 @@ def show_pairs(prepared: Path, named: Sequence[Sequence[str]], extractor: Extrac
     return [(show(one), show(other)) for one, other in kept[:PAIRS_SHOWN]]
 
 
-def _unit(paths: Paths, task: str) -> float:
-    """Return what differences between answers are measured in: for real values the smallest standard deviation."""
+def _units(paths: Paths, task: str) -> np.ndarray:
+    """Return what differences between answers are measured in, by output: of real values the standard deviation."""
     if task != REGRESSION:
-        return 1.0
-    return float(open_split(paths.prepared, "train").labels.std(axis=0, dtype=np.float64).min())
+        return np.ones(1)
+    deviations: np.ndarray = open_split(paths.prepared, "train").labels.std(axis=0, dtype=np.float64)
+    return deviations
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
 
-from regraft.data import audio
+from regraft.data import audio, images
 from regraft.data.records import SPLITS, Split, open_split, read_info
 from regraft.data.targets import REGRESSION
 from regraft.errors import DataError
@@ -81,24 +81,37 @@ def read_version(prepared: Path, *, advance: Callable[[int], None] = lambda done
     return Version(info.kind, {identity: tuple(held) for identity, held in places.items()}, targets, measures)
 
 
-def measure(kind: str, givens: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def measure(kind: str, givens: Sequence[str], *, are_texts: bool = False) -> dict[str, NDArray[np.float64]]:
     """Return the values of each input statistic of examples that are no prepared data; what cannot be read is left out.
 
     Args:
         kind: "image", "audio" or "text".
         givens: Paths of files; of kind "text" the texts, or paths of .txt files.
+        are_texts: Whether all are texts, also those that look like paths.
     """
     measured = []
     for given in givens:
-        is_file = kind != "text" or (given.lower().endswith(".txt") and "\n" not in given and Path(given).is_file())
         try:
+            is_file = kind != "text" or (not are_texts and _is_text_file(given))
+            if kind == "image":
+                images.to_rgb(Path(given).read_bytes())  # raises for whatever is damaged, however it is damaged
             content: bytes | str = Path(given).read_bytes() if is_file else given
             measured.append(
                 _MEASURES[kind](content.decode() if isinstance(content, bytes) and kind == "text" else content)
             )
-        except (OSError, UnicodeDecodeError, audio.UnreadableAudio):
+        except (OSError, ValueError, audio.UnreadableAudio, images.UnreadableImage):
             continue
     return {name: np.array([one[name] for one in measured]) for name in measured[0]} if measured else {}
+
+
+def _is_text_file(given: str) -> bool:
+    """Return whether a text is the path of a .txt file; a long one, or one that holds a NUL, is no path."""
+    if not given.lower().endswith(".txt") or "\n" in given:
+        return False
+    try:
+        return Path(given).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def compare(before: Version, after: Version) -> dict[str, Any]:

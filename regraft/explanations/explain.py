@@ -87,7 +87,7 @@ def explain(
     parts = len(attributions[0].weights)
     unit = 1.0
     if classifier.task == REGRESSION:
-        unit = float(open_split(prepared, "train").labels.std())
+        unit = float(open_split(prepared, "train").labels.std(axis=0, dtype=np.float64)[target])
 
     def areas(order: NDArray[np.int64]) -> faithfulness.Areas:
         return faithfulness.areas_of(

@@ -72,7 +72,13 @@ def rollback(paths: Paths, settings: Settings) -> dict[str, Any]:
     name, number = resolve(paths, settings, f"{settings.name}@{PREVIOUS}")
     client, uri = tracking.connect(paths, settings), tracking.tracking_uri(paths, settings)
     with tracking.plain_errors(uri, f"rolling {name} back"):
-        return _move(client, name, number, published.ask_client(client, name, "").champion)
+        champion = published.ask_client(client, name, "").champion
+        if number == champion:
+            raise RegistryError(
+                f"version {number} of {name} is both champion and previous: a move was cut off half way. Name the "
+                f"version to go back to: regraft promote {name}/VERSION (`regraft models` lists them)."
+            )
+        return _move(client, name, number, champion)
 
 
 def _move(client: "MlflowClient", name: str, number: int, champion: int | None) -> dict[str, Any]:

@@ -73,18 +73,22 @@ def export(
     chosen = np.linspace(0, len(train) - 1, min(REPRESENTATIVES, len(train))).astype(int)
     file = folder / wanted.file
     log.info("writing %s", wanted.file)
+    known = _prepare(loaded, train, chosen.tolist())
     try:
         with quiet():
-            wanted.write(loaded, file, _prepare(loaded, train, chosen.tolist()))
-            answer = wanted.load(file)
+            wanted.write(loaded, file, known)
     except _CONVERTERS_RAISE as error:
         raise RegistryError(
             f"this network cannot be written as {wanted.name}: {type(error).__name__}: {str(error)[:300]}. "
             "Try another format."
         ) from error
+    with quiet():
+        answer = wanted.load(file)
     rows = np.linspace(0, len(test) - 1, min(examples, len(test))).astype(int).tolist()
     log.info("answering %d test examples with both", len(rows))
     before, after, inputs = _both(loaded, answer, test, rows)
+    if not np.isfinite(after).all():
+        raise RegistryError(f"as {wanted.name} the model answers what is no number. Try another format.")
     measures = [_measure(task, np.asarray(test.labels)[rows], answers) for answers in (before, after)]
     facts: dict[str, Any] = {
         "format": wanted.name,
@@ -101,7 +105,7 @@ def export(
             "exported": measures[1],
         },
     }
-    if measures[1] < measures[0] - tolerance:
+    if not measures[1] >= measures[0] - tolerance:  # true for NaN as well
         raise RegistryError(
             f"as {wanted.name} the model's {LEADING[task]} on {len(rows)} test examples is {measures[1]:.4f}, and it "
             f"was {measures[0]:.4f}: more is lost than --tolerance {tolerance:g} allows. Nothing was written."

@@ -178,7 +178,7 @@ def _read_pair(given: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _read_text(given: str) -> str:
-    if not given.lower().endswith(".txt") or "\n" in given:
+    if not given.lower().endswith(".txt") or "\n" in given or "\0" in given:
         return given
     try:
         return Path(given).read_text("utf-8")

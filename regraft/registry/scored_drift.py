@@ -15,7 +15,7 @@ from regraft.data.records import read_info
 from regraft.data.targets import CLASSIFICATION
 from regraft.errors import RegistryError
 from regraft.paths import Paths
-from regraft.registry import promotion, tracking
+from regraft.registry import promotion, scoring, tracking
 from regraft.registry.scoring import Inputs
 from regraft.settings import Settings
 
@@ -48,7 +48,7 @@ def find_drift(
     """
     log.info("comparing inputs with the data that version %d was made from", outcome["version"])
     before = drift.read_version(prepared)
-    measured = drift.measure(before.kind, _sample(inputs.givens))
+    measured = drift.measure(before.kind, _sample(inputs.givens), are_texts=inputs.are_texts)
     rows = [drift.numeric_drift(name, before.measures[name], measured[name]) for name in measured]
     task = read_info(prepared).task
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
@@ -75,7 +75,7 @@ def find_drift(
         answered_sets = _read(out, ["labels"])["labels"]
         given = np.array([len(held) for held in answered_sets], np.float64)
         return [*rows, drift.numeric_drift("number of labels", np.array(test.predicted).sum(axis=1), given)]
-    columns = list(names) if len(names) > 1 else ["value"]
+    columns = [scoring.column_of(name) for name in names] if len(names) > 1 else ["value"]
     answered = _read(out, columns)
     for place, (name, column) in enumerate(zip(names, columns, strict=True)):
         expected = np.array([row[place] for row in test.predicted])

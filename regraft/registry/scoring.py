@@ -41,12 +41,14 @@ class Inputs:
         givens: What `predict.OpenModel.read` takes: a path or a text.
         fingerprint: Changes when the inputs do.
         left_out: How many files are of another kind than the model takes.
+        are_texts: Whether `givens` are texts as they are, whatever they look like, and never names of files.
     """
 
     names: Sequence[str]
     givens: Sequence[str]
     fingerprint: str
     left_out: int = 0
+    are_texts: bool = False
 
 
 def find_inputs(source: Path, model: OpenModel, column: str | None = None) -> Inputs:
@@ -78,9 +80,26 @@ def find_inputs(source: Path, model: OpenModel, column: str | None = None) -> In
             f"line {broken[0]}. Mend the table; an answer could not be told to belong to its row."
         )
     cells = [[fields[place] for place in places] for _, fields in table.rows]
-    names = [pairs.join(*row) if len(row) == 2 else row[0] for row in cells]
-    digest = hashlib.sha256(source.read_bytes() + json.dumps(columns).encode()).hexdigest()
-    return Inputs(names, names if model.kind == "text" else [str(source.parent / name) for name in names], digest)
+    try:
+        names = [pairs.join(row) if len(row) == 2 else row[0] for row in cells]
+    except ValueError as error:
+        raise DataError(f"{source.name}: a text {error}. Mend the table.") from None
+    digest = hashlib.sha256(source.read_bytes() + json.dumps(columns).encode())
+    if model.kind == "text":
+        return Inputs(names, names, digest.hexdigest(), are_texts=True)
+    files = [source.parent / name for name in names]
+    for file in files:  # that change, or come back, are not the same inputs
+        digest.update(json.dumps(_state_of(file)).encode())
+    return Inputs(names, list(map(str, files)), digest.hexdigest())
+
+
+def _state_of(file: Path) -> list[int]:
+    """Return size and time of a file; nothing of one that cannot be looked at."""
+    try:
+        said = file.stat()
+    except (OSError, ValueError):  # a name that holds a NUL is none
+        return []
+    return [said.st_size, said.st_mtime_ns]
 
 
 def _files_in(folder: Path, kind: str) -> Inputs:
@@ -144,13 +163,18 @@ def score(model: OpenModel, inputs: Inputs, out: Path) -> dict[str, Any]:
         ResourceError: If another process is scoring into it.
         RegraftError: If not one input could be answered.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).exists())):
+    if out.exists() and (not out.is_dir() or (not (out / MANIFEST).exists() and any(map(_is_foreign, out.iterdir())))):
         raise DataError(
             f"{out} is no empty folder. Answers go into a new or an empty one, or go on where they stopped."
         )
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out / LOCK, out):
         return _score(model, inputs, out)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file in a folder of answers is not one that was begun there."""
+    return not path.name.startswith("_")
 
 
 def _score(model: OpenModel, inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -184,7 +208,9 @@ def _score(model: OpenModel, inputs: Inputs, out: Path) -> dict[str, Any]:
     )
     if failed == len(inputs.names):
         first = pyarrow.parquet.read_table(files[0], columns=["error"])["error"][0].as_py()
-        raise RegraftError(f"none of the {failed} inputs could be answered. The first: {first}. {out} says it of each.")
+        for file in (*files, out / MANIFEST):  # so that the next attempt, once that is mended, begins anew
+            file.unlink()
+        raise RegraftError(f"none of the {failed} inputs could be answered, and nothing was kept. The first: {first}")
     outcome = {**about, "rows": len(inputs.names), "failed": failed, "left_out": inputs.left_out, "finished": True}
     write_json(out / MANIFEST, outcome)
     return outcome
@@ -213,14 +239,22 @@ def _schema(model: OpenModel) -> "pa.Schema":
 
     example = model.loaded.input_example
     answer = pa.Table.from_pylist([_as_columns(row) for row in model.loaded.predict(example).to_dict("records")[:1]])
+    # Of an example without a label, the list does not tell what others hold.
+    names = [
+        field.with_type(pa.list_(pa.string())) if pa.types.is_list(field.type) else field for field in answer.schema
+    ]
     before = [pa.field("row", pa.int64()), pa.field("input", pa.string())]
     after = [pa.field("error", pa.string()), pa.field("model", pa.string()), pa.field("version", pa.int64())]
-    return pa.schema([*before, *answer.schema, *after])
+    return pa.schema([*before, *names, *after])
+
+
+def column_of(answer: str) -> str:
+    """Return what the answer of that name is called in the output, whose own columns keep their names."""
+    return f"{answer} answer" if answer in ("row", "input", "error", "model", "version") else answer
 
 
 def _as_columns(answer: dict[str, Any]) -> dict[str, Any]:
-    taken = ("row", "input", "error", "model", "version")
-    return {f"{name} answer" if name in taken else str(name): cell for name, cell in answer.items()}
+    return {column_of(str(name)): cell for name, cell in answer.items()}
 
 
 def _answer(model: OpenModel, inputs: Inputs, rows: range, progress: Progress) -> Iterator[dict[str, Any]]:
@@ -228,7 +262,7 @@ def _answer(model: OpenModel, inputs: Inputs, rows: range, progress: Progress) -
     chunks = [rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)]
 
     def read(chunk: range) -> list[Input | DataError]:
-        return [_read(model, inputs.givens[row]) for row in chunk]
+        return [_read(model, inputs.givens[row], is_text=inputs.are_texts) for row in chunk]
 
     with ThreadPoolExecutor(1, "reading") as pool:
         ahead = pool.submit(read, chunks[0])
@@ -242,8 +276,10 @@ def _answer(model: OpenModel, inputs: Inputs, rows: range, progress: Progress) -
             progress.advance(len(chunk))
 
 
-def _read(model: OpenModel, given: str) -> Input | DataError:
+def _read(model: OpenModel, given: str, *, is_text: bool) -> Input | DataError:
     """Return what the model is given, or why that cannot be read."""
+    if is_text and len(model.columns) == 1:
+        return given
     try:
         if given.lower().endswith(AS_THEY_ARE.get(model.kind, ())) and (content := Path(given).read_bytes()):
             return content
@@ -252,6 +288,8 @@ def _read(model: OpenModel, given: str) -> Input | DataError:
         return error
     except OSError as error:
         return DataError(f"{given} cannot be read: {error.strerror}.")
+    except ValueError as error:  # a name with a NUL in it
+        return DataError(f"{given!r} cannot be read: {error}.")
 
 
 def _answers(model: OpenModel, givens: Sequence[str], contents: Sequence[Input | DataError]) -> list[dict[str, Any]]:

@@ -241,15 +241,23 @@ def load_served(directory: Path) -> ServedModel:
 
 
 def largest_difference(
-    classifier: "Classifier", served: ServedModel, inputs: Sequence[bytes | str], *, temperature: float = 1.0
+    classifier: "Classifier",
+    served: ServedModel,
+    inputs: Sequence[bytes | str],
+    *,
+    temperature: float = 1.0,
+    units: "np.ndarray | float" = 1.0,
 ) -> float:
-    """Return the largest difference between an answer of the Keras model and of its export, over all `inputs`."""
+    """Return the largest difference between an answer of the Keras model and of its export, over all `inputs`.
+
+    Each output counts in its unit of `units`, shape (K,) or one for all.
+    """
     raw = tf.constant(list(inputs), tf.string)
     extractor = classifier.extractor
     prepare = tf.function(extractor.prepare, autograph=False)  # outside a graph a tokenizer returns lists
     prepared = tf.stack([prepare(one) for one in raw]) if extractor.kind != "text" else prepare(raw)
     outputs = tf.cast(classifier.model.predict_on_batch(prepared), tf.float32) / temperature
-    return float(np.abs(LINKS[classifier.task](outputs).numpy() - served.answers(inputs)).max())
+    return float((np.abs(LINKS[classifier.task](outputs).numpy() - served.answers(inputs)) / units).max())
 
 
 @contextlib.contextmanager

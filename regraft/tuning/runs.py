@@ -127,7 +127,12 @@ class Runs:
         course = self.course
         finished, asked = runner.state(), 0
         for fold in course.folds:
-            evidence, asked = evidence.with_more(self.rehearse(runner, rate, fold)), asked + 1
+            try:
+                of_fold = self.rehearse(runner, rate, fold)
+            except Diverged as error:
+                log.info("without fold %d: %s", fold + 1, error)
+                of_fold = self._nothing_learnt(fold)
+            evidence, asked = evidence.with_more(of_fold), asked + 1
             if evidence.verdict(course.data.objective, confidence=BEYOND_DOUBT).is_certain:
                 break
         runner.restore(finished)
@@ -172,12 +177,23 @@ class Runs:
             checkpoint=Checkpoint(self._scratch / f"{name}.npz", f"{self._run}/{name}"),
         )
         runner.finish_head()
+        return Evidence(self._probe_logits(fold), runner.logits(batches.of(held_out)), labels[held_out])
+
+    def _nothing_learnt(self, fold: int) -> Evidence:
+        """Return what speaks of a fold where fine-tuning diverged: outputs of 0 for all, as from nothing learnt."""
+        probe_logits = self._probe_logits(fold)
+        _, held_out = self.course.parted(fold)
+        return Evidence(probe_logits, np.zeros_like(probe_logits), self.course.data.train.labels[held_out])
+
+    def _probe_logits(self, fold: int) -> NDArray[np.float32]:
+        """Return what a probe that was solved without the fold says of it, float32, shape (rows in it, K)."""
+        data, (learned, held_out) = self.course.data, self.course.parted(fold)
         kernel, bias = refit_probe(
-            data.train_features[learned], labels[learned],
-            classes=data.classes, penalty=course.probe.penalty, objective=data.objective,
+            data.train_features[learned], data.train.labels[learned],
+            classes=data.classes, penalty=self.course.probe.penalty, objective=data.objective,
         )  # fmt: skip
-        probe_logits = data.train_features[held_out] @ kernel + bias
-        return Evidence(probe_logits, runner.logits(batches.of(held_out)), labels[held_out])
+        logits: NDArray[np.float32] = data.train_features[held_out] @ kernel + bias
+        return logits
 
     def run_pilots(self, runner: Runner, rates: tuple[float, ...], *, most: int | None = None) -> list[Pilot]:
         """Run pilots until `next_rate` has none left, or until there are so many.

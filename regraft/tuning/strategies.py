@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from regraft.errors import Diverged
 from regraft.tuning.augment import augment_spectrograms, augmentation
 from regraft.tuning.course import Course
 from regraft.tuning.devices import ONE_DEVICE, Devices
@@ -116,7 +117,13 @@ def fine_tune(
     way = contest.way
     runner = turns.of(way)
     model = runner.model
-    history = runs.run(runner, contest.rate)
+    try:
+        history = runs.run(runner, contest.rate)
+    except Diverged as error:
+        if len(ways) == 1:
+            raise
+        runner.reset()
+        return model, probe_only(probe, objective, f"{way.name} was best in shorter runs, and then {error}")
     runner.finish_head()
     probe_logits = probe.logits(data.validation_features[course.judged.rows])
     evidence = Evidence(probe_logits, runner.logits(course.judged), course.judged_labels)

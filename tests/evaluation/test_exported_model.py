@@ -66,6 +66,15 @@ def text_export(tmp_path_factory):
     return classifier, directory
 
 
+def test_each_output_differs_in_its_own_unit(image_export):
+    classifier, directory = image_export
+    served, pictures = load_served(directory), [picture(90)]
+    by_one = largest_difference(classifier, served, pictures, temperature=2.0)
+    assert largest_difference(
+        classifier, served, pictures, temperature=2.0, units=np.array([1e3, 1e3])
+    ) == pytest.approx(by_one / 1e3)
+
+
 def test_exported_images_score_as_in_keras_whatever_their_size_and_format(image_export):
     classifier, directory = image_export
     pictures = [

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from regraft.errors import RegistryError
+from regraft.registry import tracking
 from regraft.registry.aliases import promote, rollback
 from tests.registry.small_projects import NEVER_RED, Project
 from tests.registry.test_publish import aliases, publish_project
@@ -54,3 +55,14 @@ def test_rolling_back_lasts_and_twice_is_as_before(make_project: Callable[..., P
     assert not publish_project(project).promoted
     assert aliases(project) == {"champion": 1, "previous": 2}
     assert rollback(project.paths, project.settings)["champion"] == 2
+
+
+def test_a_move_that_was_cut_off_half_way_is_not_rolled_back(
+    make_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    project = make_project(tmp_path)
+    publish_project(project)
+    client = tracking.connect(project.paths, project.settings)
+    client.set_registered_model_alias("colours", "previous", "1")  # and then `champion` was not moved on
+    with pytest.raises(RegistryError, match="both champion and previous"):
+        rollback(project.paths, project.settings)

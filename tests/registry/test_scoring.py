@@ -3,10 +3,13 @@
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from regraft.data import drift
 from regraft.errors import DataError, RegraftError, ResourceError
 from regraft.files import read_json
 from regraft.locking import exclusive
@@ -133,3 +136,49 @@ def test_drift_is_found_in_inputs_and_answers_and_not_where_there_is_none(projec
 
     assert drifted(alike) == set()
     assert drifted(dark) >= {"brightness (0 to 255)", "answers", "probability of the answer"}
+
+
+def test_an_example_without_a_label_does_not_decide_what_lists_hold():
+    answer = pd.DataFrame({"labels": [[]], "probabilities": [{"a": 0.1}], "error": [1.5]})
+    stub = OpenModel("m", 1, ("text",), SimpleNamespace(input_example=None, predict=lambda _: answer))
+    schema = scoring._schema(stub)
+    assert schema.field("labels").type == pa.list_(pa.string())
+    assert schema.field("error answer").type == pa.float64()
+    assert schema.field("error").type == pa.string()
+
+
+def test_where_nothing_could_be_answered_nothing_is_kept_and_the_next_attempt_begins_anew(opened, tmp_path):
+    table, out = tmp_path / "files.csv", tmp_path / "out"
+    table.write_text("image\nr.png\n")
+    out.mkdir()
+    (out / "_lock").touch()  # of an attempt that was killed at once
+    with pytest.raises(RegraftError, match=r"none of the 1 inputs could be answered, and nothing was kept"):
+        scoring.score(opened, scoring.find_inputs(table, opened), out)
+    (tmp_path / "r.png").write_bytes(picture("red", 200))
+    assert scoring.score(opened, scoring.find_inputs(table, opened), out)["failed"] == 0
+    (tmp_path / "r.png").write_bytes(picture("green", 180))
+    with pytest.raises(DataError, match="differ in source"):
+        scoring.score(opened, scoring.find_inputs(table, opened), out)
+
+
+def test_texts_of_a_table_are_texts_whatever_they_look_like(tmp_path):
+    (tmp_path / "memo.txt").write_text("what it holds")
+    table = tmp_path / "texts.csv"
+    table.write_text(f"text\n{tmp_path / 'memo.txt'}\n")
+    stub = OpenModel("m", 1, ("text",), None)
+    inputs = scoring.find_inputs(table, stub)
+    assert [scoring._read(stub, given, is_text=inputs.are_texts) for given in inputs.givens] == [
+        str(tmp_path / "memo.txt")
+    ]
+    assert drift.measure("text", ["x" * 300 + ".txt"])["length in characters"].tolist() == [304.0]
+
+
+def test_pairs_of_a_table_are_read_as_pairs(tmp_path):
+    table, stub = tmp_path / "pairs.csv", OpenModel("m", 1, ("first", "second"), None)
+    table.write_text("first,second\ngood day,bad day\n")
+    inputs = scoring.find_inputs(table, stub)
+    [read] = [scoring._read(stub, given, is_text=inputs.are_texts) for given in inputs.givens]
+    assert read == {"first": "good day", "second": "bad day"}
+    table.write_text("first,second\na ||| b,bad day\n")
+    with pytest.raises(DataError, match="separates the two texts of a pair"):
+        scoring.find_inputs(table, stub)

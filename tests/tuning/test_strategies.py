@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from keras import layers
 
-from regraft.errors import TrainingError
+from regraft.errors import Diverged, TrainingError
 from regraft.tuning.classifier import graft
 from regraft.tuning.mirrors import chirality
 from regraft.tuning.pilots import Pilot, choose_rate, next_rate
 from regraft.tuning.probe import fit_probe
 from regraft.tuning.recipes import RATES, WAYS, Data, Recipe
+from regraft.tuning.runs import Runs
 from regraft.tuning.strategies import fine_tune
 from regraft.tuning.verdict import compare
 from tests.tuning.sources import prepare_image, stripes
@@ -189,3 +190,27 @@ def test_pilots_of_the_same_run_are_not_repeated(tmp_path):
     second = lp_ft(model, network, data, probe, recipe, scratch=tmp_path, run="a")
     assert (tmp_path / "pilots.json").stat().st_mtime_ns == written
     assert second.facts == first.facts
+
+
+def copies(model_of):
+    """As many equal models as are asked for."""
+    while True:
+        network, model, *_ = model_of()
+        yield model, network
+
+
+@pytest.mark.parametrize("where", ["rehearse", "run"])
+def test_where_several_ways_compete_one_that_diverges_later_leaves_the_probe(tmp_path, monkeypatch, where):
+    _, _, data, probe = setting(rows=40, judged=12)
+    recipe = Recipe(**{**RECIPE.__dict__, "epochs": 1, "learning_rate": 1e-3})
+
+    def diverge(self, runner, *_):
+        raise Diverged("the loss became nan")
+
+    monkeypatch.setattr(Runs, where, diverge)
+    ways = (WAYS["lp_ft"], WAYS["full"])
+    models = copies(lambda: setting(rows=40, judged=12))
+    model, tuned = fine_tune(ways, models, data, probe, recipe, scratch=tmp_path, run="a")
+    assert tuned.shipped == "probe"
+    images = np.stack([prepare_image(content).numpy() for content in data.validation.inputs(range(12))])
+    np.testing.assert_allclose(model.predict(images, verbose=0), probe.logits(data.validation_features), atol=1e-4)
