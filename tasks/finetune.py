@@ -86,7 +86,17 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         tuned = probe_only(probe, objective)
     else:
         recipe = recipe_for(finetune, seed, len(train), pretrained=pretrained)
-        data = Data(learned, judged, train_features, validation_features, extractor.prepare, classes, objective)
+        leakage = read_json(paths.reports / "data.json").get("leakage", {})
+        data = Data(
+            learned,
+            judged,
+            train_features,
+            validation_features,
+            extractor.prepare,
+            classes,
+            objective,
+            is_grouped=leakage.get("groups", {}).get("groups", 0) > 0,
+        )
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about, **devices.facts()},
             (train, validation),

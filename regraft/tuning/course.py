@@ -11,7 +11,7 @@ from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.devices import Devices
 from regraft.tuning.objective import SOFT_CLASSES
 from regraft.tuning.probe import Probe, assign_folds
-from regraft.tuning.recipes import JUDGING_FOLDS, Data, Recipe, Way, folds_to_judge
+from regraft.tuning.recipes import CHOOSING_FOLD, JUDGING_FOLDS, Data, Recipe, Way, folds_to_judge
 from regraft.tuning.soft_labels import mix, smooth
 from regraft.tuning.solvers import Labels
 
@@ -52,10 +52,9 @@ class Course:
         self.judged = self._batches(data.validation, by_length, None)
         self.judged_labels = data.validation.labels[by_length]
         self._fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS)
+        asked = 0 if data.is_grouped else folds_to_judge(len(data.train.labels), len(data.validation.labels))
         self.folds = [
-            fold
-            for fold in range(folds_to_judge(len(data.train.labels), len(data.validation.labels)))
-            if (self._fold_of == fold).any()
+            fold for fold in range(CHOOSING_FOLD + 1, CHOOSING_FOLD + 1 + asked) if (self._fold_of == fold).any()
         ]
 
     def parted(self, fold: int) -> tuple[Labels, Labels]:

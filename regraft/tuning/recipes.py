@@ -35,6 +35,8 @@ class Data:
         prepare: `Extractor.prepare`.
         classes: K, the number of outputs.
         objective: What training aims at; decides the shape of labels.
+        is_grouped: Whether examples of the training data belong together (by speaker, by patient), and which is not
+            told: no part of it can then be held out to judge.
     """
 
     train: Source
@@ -44,6 +46,7 @@ class Data:
     prepare: Callable[[tf.Tensor], Any]
     classes: int
     objective: Objective = CLASSES
+    is_grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ LEAST_STEPS = 200
 PILOT_FRACTION = 0.25
 PILOT_STEPS_MOST = 100
 JUDGING_FOLDS = 4
+# Of which one judges pilots and rehearsals, and then has no say on what they chose.
+CHOOSING_FOLD = 0
 ENOUGH_TO_DECIDE = 200
 FEWEST_EPOCHS, MOST_EPOCHS = 4, 100
 STEPS_FROM_NOTHING = 1500
@@ -223,10 +228,11 @@ def epochs_within(steps: float, epochs: int, *, steps_per_epoch: float, pilots: 
 def folds_to_judge(train: int, validation: int) -> int:
     """Return how many of `JUDGING_FOLDS` folds of the training data help to decide between probe and fine-tuned model.
 
-    As many as it takes to have `ENOUGH_TO_DECIDE` examples with those of the validation split; none if that is enough.
+    As many as it takes to have `ENOUGH_TO_DECIDE` examples with those of the validation split, all but `CHOOSING_FOLD`
+    at most; none if that is enough.
     """
     lacking = max(0, ENOUGH_TO_DECIDE - validation)
-    return min(JUDGING_FOLDS, -(-lacking * JUDGING_FOLDS // max(1, train)))
+    return min(JUDGING_FOLDS - 1, -(-lacking * JUDGING_FOLDS // max(1, train)))
 
 
 def fits(way: Way, data: Data) -> bool:

@@ -18,7 +18,7 @@ from regraft.tuning.loop import Checkpoint, History, Plan, train
 from regraft.tuning.objective import Objective
 from regraft.tuning.pilots import Pilot, next_rate
 from regraft.tuning.probe import refit_probe
-from regraft.tuning.recipes import Recipe, Way, epochs_within, pilot_steps
+from regraft.tuning.recipes import CHOOSING_FOLD, Recipe, Way, epochs_within, pilot_steps
 from regraft.tuning.runner import Runner
 from regraft.tuning.scores import Score
 from regraft.tuning.solvers import Labels
@@ -31,7 +31,6 @@ WARMUP_FRACTION = 0.1
 ENOUGH_TO_JUDGE_PILOTS = 500
 TYPICAL_PILOTS = 4  # of a search among five rates
 FINALISTS = 2  # ways whose rates are searched, after one pilot of each
-JUDGING_FOLD = 0
 # Of the interval after which no further fold is asked: looking several times needs more than 95% each time.
 BEYOND_DOUBT = 0.99
 CHECKPOINT, PILOT_CHECKPOINT, PILOTS, BUDGET = "finetune.npz", "pilot.npz", "pilots.json", "budget.json"
@@ -87,8 +86,7 @@ class Runs:
             compiling_s = first_s * (len(ways) + final if len(ways) > 1 else 1)
             # Validation has no backward pass, which is two thirds of a step.
             per_epoch = course.everything.steps_per_epoch + len(course.judged.rows) / recipe.batch_size / 3.0
-            # One of them is that of a finalist which then does not get the whole run.
-            rehearsals = len(course.folds) + bool(course.folds) if len(ways) > 1 else 0
+            rehearsals = len(course.folds) + final * bool(course.folds) if len(ways) > 1 else 0
             steps = (float(recipe.budget_s or 0.0) - compiling_s) / step_s
             epochs = epochs_within(
                 steps, recipe.epochs, steps_per_epoch=per_epoch, pilots=pilots, rehearsals=rehearsals
@@ -141,7 +139,7 @@ class Runs:
     def loss_in_rehearsal(self, runner: Runner, rate: float) -> float | None:
         """Return the mean of the losses on validation data and on its fold after a rehearsal; None if it diverged."""
         try:
-            held_out = self.rehearse(runner, rate, self.course.folds[0])
+            held_out = self.rehearse(runner, rate, CHOOSING_FOLD)
         except Diverged as error:
             log.info("%s at learning rate %g: %s", runner.way.name, rate, error)
             return None
@@ -150,7 +148,7 @@ class Runs:
         of_fold = objective.score(held_out.tuned_logits, held_out.labels)
         of_validation = objective.score(runner.logits(course.judged), course.judged_labels)
         loss = (of_fold.refined_log_loss + of_validation.refined_log_loss) / 2.0
-        log.info("%s without fold 1: held-out %s %.4f", runner.way.name, objective.loss_name, loss)
+        log.info("%s without fold %d: held-out %s %.4f", runner.way.name, CHOOSING_FOLD + 1, objective.loss_name, loss)
         return loss
 
     def rehearse(self, runner: Runner, rate: float, fold: int) -> Evidence:
@@ -165,7 +163,7 @@ class Runs:
         data, recipe = course.data, course.recipe
         labels = data.train.labels
         learned, held_out = course.parted(fold)
-        log.info("cross-validation, fold %d: training on %d, judging by %d", fold + 1, len(learned), len(held_out))
+        log.info("without fold %d: training on %d, judging by %d", fold + 1, len(learned), len(held_out))
         runner.begin(learned)
         batches = course.everything.of(learned)
         name = f"rehearsal-{runner.way.name}-{fold}"
@@ -204,8 +202,8 @@ class Runs:
         data, everything = course.data, course.everything
         learned = np.arange(len(data.train.labels))
         judges = [(course.judged, course.judged_labels)]
-        if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS:
-            learned, held_out = course.parted(JUDGING_FOLD)
+        if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS and not data.is_grouped:
+            learned, held_out = course.parted(CHOOSING_FOLD)
             everything = everything.of(learned)
             if len(held_out):
                 judges.append((everything.of(held_out), data.train.labels[held_out]))

@@ -140,8 +140,8 @@ def test_auto_tries_what_fits_says_what_it_took_and_continues_to_the_same_bytes(
     surely = selection["comparison"]["difference_high"] < 0.0
     assert selection["shipped"] == (best if surely else "probe")
     assert f"{best} was best" in selection["why"]
-    assert selection["comparison"]["cross_validation_folds"] == 4
-    assert selection["comparison"]["examples"] == SIZES["train"] + SIZES["validation"]
+    assert selection["comparison"]["cross_validation_folds"] == 3
+    assert selection["comparison"]["examples"] == SIZES["train"] * 3 // 4 + SIZES["validation"]
 
     shutil.rmtree(paths.model)
     shutil.rmtree(paths.scratch)
@@ -182,7 +182,7 @@ def test_folds_are_asked_only_until_there_is_no_doubt_and_leave_no_trace_in_the_
     monkeypatch.setattr(tasks.finetune, "competitors", lambda *_, **__: (WAYS["lp_ft"], WAYS["contrastive"]))
     paths = paths_of("text")
     weights = []
-    for certain, folds in ((False, 4), (True, 1)):
+    for certain, folds in ((False, 3), (True, 1)):
         monkeypatch.setattr(Verdict, "is_certain", certain)
         tasks.finetune.run(settings("auto"), SEED, paths)
         assert read_json(paths.reports / "selection.json")["comparison"]["cross_validation_folds"] == folds

@@ -49,7 +49,7 @@ def test_a_network_from_nothing_learns_at_higher_rates_and_else_alike():
 
 
 @pytest.mark.parametrize(
-    ("train", "validation", "folds"), [(80, 20, 4), (800, 200, 0), (600, 100, 1), (360, 40, 2), (16, 3, 4)]
+    ("train", "validation", "folds"), [(80, 20, 3), (800, 200, 0), (600, 100, 1), (360, 40, 2), (16, 3, 3)]
 )
 def test_folds_judge_where_validation_is_too_small_to(train, validation, folds):
     assert folds_to_judge(train, validation) == folds

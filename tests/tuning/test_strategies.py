@@ -1,5 +1,7 @@
 """Which learning rate, whether to flip, and which of the two models ships."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ from keras import layers
 
 from regraft.errors import Diverged, TrainingError
 from regraft.tuning.classifier import graft
+from regraft.tuning.course import Course
+from regraft.tuning.devices import ONE_DEVICE
 from regraft.tuning.mirrors import chirality
 from regraft.tuning.pilots import Pilot, choose_rate, next_rate
 from regraft.tuning.probe import fit_probe
-from regraft.tuning.recipes import RATES, WAYS, Data, Recipe
+from regraft.tuning.recipes import CHOOSING_FOLD, RATES, WAYS, Data, Recipe
 from regraft.tuning.runs import Runs
 from regraft.tuning.strategies import fine_tune
 from regraft.tuning.verdict import compare
@@ -214,3 +218,11 @@ def test_where_several_ways_compete_one_that_diverges_later_leaves_the_probe(tmp
     assert tuned.shipped == "probe"
     images = np.stack([prepare_image(content).numpy() for content in data.validation.inputs(range(12))])
     np.testing.assert_allclose(model.predict(images, verbose=0), probe.logits(data.validation_features), atol=1e-4)
+
+
+def test_folds_that_decide_had_no_say_in_the_choice_and_there_are_none_of_grouped_data():
+    _, _, data, probe = setting(rows=40, judged=12)
+    course = Course(data, probe, RECIPE, vary=None, devices=ONE_DEVICE)
+    assert len(course.folds) == 3
+    assert CHOOSING_FOLD not in course.folds
+    assert Course(replace(data, is_grouped=True), probe, RECIPE, vary=None, devices=ONE_DEVICE).folds == []
