@@ -50,8 +50,11 @@ def rebuild(
         RegistryError: If the registry does not hold what was recorded of the version.
         RegraftError: If its code, data or libraries cannot be had, a stage fails, or the test numbers are others.
     """
-    if folder is not None and folder.exists() and any(folder.iterdir()):
-        raise RegraftError(f"{folder} is not empty. Name a new folder for the model that is made again.")
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RegraftError(
+            f"{folder} is no empty folder. Name a new one for the model that is made again; what a rebuild that failed "
+            "left behind may be deleted."
+        )
     with tempfile.TemporaryDirectory(prefix="regraft-") as temporary:
         known = recorded_files(paths, settings, reference, Path(temporary) / "recorded")
         root = Paths((folder or Path(temporary) / "project").resolve())

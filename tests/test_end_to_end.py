@@ -145,7 +145,7 @@ def test_a_registered_model_is_made_again_to_the_byte_though_the_project_moved_o
     assert explained["neighbours"][0]["similarity"] == pytest.approx(1.0, abs=1e-4)  # itself, or one like it
     assert sorted(explained["files"]) == sorted(file.name for file in (tmp_path / "why").iterdir())
     done = copy.regraft("rebuild", "discs/1", str(tmp_path / "again"), check=False)
-    assert (done.returncode, "is not empty" in done.stderr) == (2, True)
+    assert (done.returncode, "is no empty folder" in done.stderr) == (2, True)
 
 
 def test_a_changed_number_of_epochs_runs_two_stages_and_a_dead_mlflow_server_loses_nothing_of_them(copy):

@@ -179,7 +179,14 @@ def _ask_server(uri: str, name: str, fingerprint: str) -> Standing:
 def _answer(uri: str, path: str, *, absent_is_fine: bool = False) -> Any:
     status, body = tracking.get(uri, path)
     if status == 200:
-        return json.loads(body)
+        try:
+            return json.loads(body)
+        except ValueError:
+            shown = body[:80].decode(errors="replace")
+            raise RegistryError(
+                f"{tracking.redacted(uri)} answers, but not as an MLflow server does: {shown!r}. Check the address in "
+                "MLFLOW_TRACKING_URI or tracking.uri."
+            ) from None
     code = json.loads(body).get("error_code") if body.startswith(b"{") else None
     if absent_is_fine and code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         return {}

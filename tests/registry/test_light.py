@@ -5,7 +5,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from regraft.errors import RegistryError
 from regraft.paths import REPOSITORY
+from regraft.registry import published
 from regraft.registry.register import publish
 from tests.registry.small_projects import LINEAGE, Project, Server
 
@@ -48,3 +52,9 @@ def test_publishing_keeps_tensorflow_out_of_the_process(make_project: Callable[.
     project = make_project(tmp_path)
     command = [sys.executable, "-c", PUBLISH, str(tmp_path), project.fingerprint]
     subprocess.run(command, cwd=REPOSITORY, check=True)
+
+
+def test_a_web_page_is_not_taken_for_an_answer(monkeypatch):
+    monkeypatch.setattr(published.tracking, "get", lambda uri, path: (200, b"<html>Please sign in</html>"))
+    with pytest.raises(RegistryError, match=r"answers, but not as an MLflow server does: '<html>Please"):
+        published._answer("http://mlflow", "/api")
