@@ -216,8 +216,7 @@ def test_real_values_cannot_be_doubted(tmp_path):
 def test_a_difference_between_export_and_model_counts_in_units_of_the_target(tmp_path, monkeypatch):
     paths = make_project(tmp_path, "text", "regression")
     monkeypatch.setattr(evaluate, "PARITY_TOLERANCE", 1.0)
-    monkeypatch.setattr(
-        evaluate, "largest_difference", lambda *_, **__: 0.5
-    )  # the second target deviates by less than 0.1
+    # The second target deviates by less than 0.1.
+    monkeypatch.setattr(evaluate, "largest_difference", lambda *_, units, **__: float((0.5 / units).max()))
     with pytest.raises(TrainingError, match="differs from the trained one"):
         evaluate.run(SETTINGS, "fruit", 7, paths)
