@@ -9,7 +9,7 @@ import pytest
 
 from regraft.errors import RegistryError
 from regraft.paths import REPOSITORY
-from regraft.registry import published
+from regraft.registry import published, tracking
 from regraft.registry.register import publish
 from tests.registry.small_projects import LINEAGE, Project, Server
 
@@ -55,6 +55,6 @@ def test_publishing_keeps_tensorflow_out_of_the_process(make_project: Callable[.
 
 
 def test_a_web_page_is_not_taken_for_an_answer(monkeypatch):
-    monkeypatch.setattr(published.tracking, "get", lambda uri, path: (200, b"<html>Please sign in</html>"))
+    monkeypatch.setattr(tracking, "get", lambda uri, path: (200, b"<html>Please sign in</html>"))
     with pytest.raises(RegistryError, match=r"answers, but not as an MLflow server does: '<html>Please"):
         published._answer("http://mlflow", "/api")
