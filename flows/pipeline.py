@@ -5,6 +5,7 @@ DVC's Python interface is not officially stable, so it is used here and nowhere 
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ from dvc.exceptions import DvcException
 from dvc.fs import parse_external_url
 from dvc.output import Output
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import PipelineStage
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile import load
@@ -163,6 +165,8 @@ def run_stage(
         "REGRAFT_TIMEOUT_S": str(timeout_s),
     }
     with _repository(paths) as repo, _follow(log, on_line):
+        if _drop_broken_lock(repo):
+            on_line("a run was killed while it wrote DVC's list of files in use: made anew")
         if damaged := _discard_damaged(repo, name, even_if_unchanged=force):
             on_line(f"{damaged} file(s) in the DVC cache were changed through their links in the project: made again")
         if _reads_source(repo, name):
@@ -489,6 +493,22 @@ def _repository(paths: Paths) -> Iterator[Repo]:
         raise RegraftError(f"DVC cannot use {paths.root}: {error}.{advice}") from error
     finally:
         os.chdir(before)
+
+
+def _drop_broken_lock(repo: Repo) -> bool:
+    """Delete DVC's list of files in use if it is cut short, with which DVC refuses to run; return whether it was.
+
+    A process killed while writing it leaves it so. Nobody else uses it now: the project's lock is held.
+    """
+    file = Path(repo.tmp_dir) / RWLOCK_FILE
+    try:
+        json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return False
+    except json.JSONDecodeError:
+        file.unlink()
+        return True
+    return False
 
 
 def _quiet_dvc() -> None:

@@ -410,3 +410,12 @@ def test_a_stage_keeps_memory_for_the_next_step_unless_a_person_set_it_otherwise
     plan(project)
     pipeline.run_stage(project.root, "download")
     assert (project.root / "raw.txt").read_text() == "4 0\n"
+
+
+def test_a_run_killed_while_it_wrote_the_list_of_files_in_use_keeps_no_other_from_running(project):
+    run_all(project)
+    (project.root / ".dvc" / "tmp" / "rwlock").write_text("")
+    said: list[str] = []
+    pipeline.run_stage(project.root, "download", force=True, on_line=said.append)
+    assert commands_run(project) == ["download"]
+    assert "made anew" in said[0]
