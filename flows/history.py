@@ -40,9 +40,7 @@ def prepared_data(paths: Paths, reference: str | None) -> Iterator[Path]:
     else:
         is_model = reference.partition("@")[0].partition("/")[0] == settings.name
         output_hash = data_hash(paths, settings, reference) if is_model else _hash_in_git(paths, reference)
-        with TemporaryDirectory(prefix="regraft-") as temporary:
-            restored = Path(temporary) / "prepared"
-            pipeline.restore_output(paths.root, output_hash, restored)
+        with _restored(paths, output_hash) as restored:
             yield restored
 
 
@@ -54,7 +52,13 @@ def data_of_version(paths: Paths, name: str, number: int) -> Iterator[Path]:
         RegistryError: If the registry holds no such version, or does not say what it was made from.
         RegraftError: If the data is not in this project's DVC cache.
     """
-    output_hash = data_hash(paths, load_settings(paths.params), f"{name}/{number}")
+    with _restored(paths, data_hash(paths, load_settings(paths.params), f"{name}/{number}")) as restored:
+        yield restored
+
+
+@contextmanager
+def _restored(paths: Paths, output_hash: str) -> Iterator[Path]:
+    """Yield a folder with the prepared data of that hash, out of the DVC cache."""
     with TemporaryDirectory(prefix="regraft-") as temporary:
         restored = Path(temporary) / "prepared"
         pipeline.restore_output(paths.root, output_hash, restored)

@@ -138,9 +138,9 @@ def _run(code: Path, root: Path, stages: Sequence[str], on_line: Callable[[str],
             for line in process.stdout or ():
                 last = [*last[-14:], line.rstrip()]
                 on_line(last[-1])
-        except BaseException:
-            process.terminate()
-            raise
+            process.wait()
+        finally:
+            process.terminate()  # nothing to it that has ended
     if process.returncode:
         raise RegraftError("the model could not be made again:\n" + "\n".join(last))
 

@@ -101,9 +101,8 @@ def answer(root: str, model: str, source: str, out: str, column: str | None) -> 
                 lines.append(line.rstrip())
                 logger.info(lines[-1])
             process.wait()
-        except BaseException:
-            process.terminate()
-            raise
+        finally:
+            process.terminate()  # nothing to it that has ended
         printed.seek(0)
         if process.returncode == 0:
             return json.load(printed)

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,10 +98,9 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
         for name, port in ports.items():
             if name in missing:
                 _require_free(name, host, port)
-        begun: list[str] = []
-        try:
+        with ExitStack() as undo:
             for name in missing:
-                begun.append(name)
+                undo.callback(_end, name, alive)
                 alive[name] = _start(name, host, addresses)
                 services.save(alive)
                 _wait_until_healthy(alive[name])
@@ -109,13 +108,15 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
                     _make_pools(addresses[name])
             if "worker-cpu" in missing or "worker-gpu" in missing:
                 _record_crashes(addresses["prefect"])
-        except BaseException:
-            for name in reversed(begun):
-                stop(services.mark_of(name))
-                alive.pop(name, None)
-            services.save(alive)
-            raise
+            undo.pop_all()
         return {name: alive[name] for name in NAMES}
+
+
+def _end(name: str, alive: dict[str, Service]) -> None:
+    """Stop a service that is not to stay, and forget it."""
+    stop(services.mark_of(name))
+    alive.pop(name, None)
+    services.save(alive)
 
 
 def down() -> dict[str, int]:

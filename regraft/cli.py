@@ -8,12 +8,15 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from regraft.errors import DISK_ERRORS, INTERRUPTED, TERMINATED, RegraftError, ResourceError
 from regraft.paths import Paths
+
+if TYPE_CHECKING:
+    from regraft.settings import Settings
 
 app = typer.Typer(
     name="regraft",
@@ -42,9 +45,25 @@ Root = Annotated[
     Path,
     typer.Option("--root", metavar="DIR", parser=_folder, help="The project's folder.", show_default="this folder"),
 ]
+RegisteredModel = Annotated[
+    str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 HERE = Path()
 _PAIRS_SHOWN = 50
+
+
+def _project(root: Path) -> tuple[Paths, "Settings"]:
+    """Return the paths and settings of the project in `root`."""
+    from regraft.settings import load_settings
+
+    paths = Paths(root.resolve())
+    return paths, load_settings(paths.params)
+
+
+def _show_log() -> None:
+    """Say on standard error what is being done."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
 def main() -> None:
@@ -173,10 +192,9 @@ def run(
     from flows import pipeline
     from regraft.fingerprint import release_fingerprint
     from regraft.locking import project_lock
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    settings, forced = load_settings(paths.params), tuple(force or ())
+    paths, settings = _project(root)
+    forced = tuple(force or ())
     with project_lock(paths):
         if not any(stage.stale for stage in pipeline.plan(paths.root, force=forced)):
             from regraft.registry.published import is_published
@@ -202,13 +220,11 @@ def rank_backbones(root: Root = HERE, as_json: AsJson = False) -> None:
     from flows import pipeline
     from regraft.locking import project_lock
     from regraft.quiet import without_noise
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    settings = load_settings(paths.params)
+    paths, settings = _project(root)
     with project_lock(paths):
         pipeline.run_before(paths.root, "choose", on_line=lambda line: typer.echo(line, err=True))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _show_log()
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
         with without_noise():
             from regraft.ranking.contest import FIRST_ROUND, Contest
@@ -305,10 +321,9 @@ def models(root: Root = HERE, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and key metrics."""
     from regraft.measures import ALL_METRICS, SHOWN, words
     from regraft.registry.versions import list_models
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    rows = list_models(paths, load_settings(paths.params))
+    paths, settings = _project(root)
+    rows = list_models(paths, settings)
     if as_json:
         _print_json({"models": rows})
         return
@@ -340,20 +355,18 @@ def promote(
 ) -> None:
     """Make a version the champion by hand; the champion until now becomes `previous`."""
     from regraft.registry.aliases import promote as promote_by_hand
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    _tell_move(promote_by_hand(paths, load_settings(paths.params), model, despite_gates=despite_gates), as_json=as_json)
+    paths, settings = _project(root)
+    _tell_move(promote_by_hand(paths, settings, model, despite_gates=despite_gates), as_json=as_json)
 
 
 @app.command()
 def rollback(root: Root = HERE, as_json: AsJson = False) -> None:
     """Make the champion's predecessor champion again; the two change places."""
     from regraft.registry.aliases import rollback as roll_back
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    _tell_move(roll_back(paths, load_settings(paths.params)), as_json=as_json)
+    paths, settings = _project(root)
+    _tell_move(roll_back(paths, settings), as_json=as_json)
 
 
 def _tell_move(outcome: dict[str, Any], *, as_json: bool) -> None:
@@ -367,9 +380,7 @@ def _tell_move(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 @app.command()
 def rebuild(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
-    ],
+    model: RegisteredModel,
     folder: Annotated[
         Path | None, typer.Argument(metavar="DIR", parser=_folder, help="Keep it there, as a project of its own.")
     ] = None,
@@ -378,12 +389,9 @@ def rebuild(
 ) -> None:
     """Make a registered model again from its code, data and settings, and compare the test numbers."""
     from flows.rebuild import rebuild as make_again
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    outcome = make_again(
-        paths, load_settings(paths.params), model, folder, on_line=lambda line: typer.echo(line, err=True)
-    )
+    paths, settings = _project(root)
+    outcome = make_again(paths, settings, model, folder, on_line=lambda line: typer.echo(line, err=True))
     if as_json:
         _print_json(outcome)
         return
@@ -397,9 +405,7 @@ def rebuild(
 
 @app.command()
 def predict(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
-    ],
+    model: RegisteredModel,
     inputs: Annotated[
         list[str], typer.Argument(metavar="FILE_OR_TEXT...", help="Image or audio files, or texts; pairs as 'A ||| B'.")
     ],
@@ -408,13 +414,12 @@ def predict(
 ) -> None:
     """Predict labels or values for files or texts with a registered model."""
     from regraft.quiet import without_noise
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
+    paths, settings = _project(root)
     with without_noise():
         from regraft.registry.predict import predict as predict_with
 
-        results = predict_with(paths, load_settings(paths.params), model, inputs)
+        results = predict_with(paths, settings, model, inputs)
     if as_json:
         _print_json({"predictions": results})
         return
@@ -435,9 +440,7 @@ def _say_answer(result: dict[str, Any]) -> str:
 
 @app.command()
 def explain(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
-    ],
+    model: RegisteredModel,
     given: Annotated[str, typer.Argument(metavar="FILE_OR_TEXT", help="As for `predict`.")],
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", parser=_folder, help="Folder for the page.")] = Path(
@@ -449,11 +452,10 @@ def explain(
     """Show what in a file or a text speaks for a registered model's answer, and the training examples most like it."""
     from flows.explain import explain as explain_one
     from regraft.quiet import without_noise
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
+    paths, settings = _project(root)
     with without_noise():
-        outcome = explain_one(paths, load_settings(paths.params), model, given, out)
+        outcome = explain_one(paths, settings, model, given, out)
     if as_json:
         _print_json(outcome)
         return
@@ -471,9 +473,7 @@ def explain(
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
-    ],
+    model: RegisteredModel,
     *,
     to: Annotated[Literal["onnx", "openvino", "litert"], typer.Option("--format", help="What to write.")],
     out: Annotated[
@@ -490,11 +490,9 @@ def export(
     """Write a registered model's network for another runtime; proves that it answers alike and measures its speed."""
     from flows.export import export as export_one
     from regraft.quiet import without_noise
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    settings = load_settings(paths.params)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    paths, settings = _project(root)
+    _show_log()
     with without_noise():
         outcome = export_one(paths, settings, model, to, out=out, examples=examples, tolerance=tolerance)
     if as_json:
@@ -518,9 +516,7 @@ def export(
 
 @app.command()
 def score(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME[@ALIAS]", help="A registered model; the alias is `champion` unless given.")
-    ],
+    model: RegisteredModel,
     source: Annotated[
         Path,
         typer.Argument(
@@ -537,11 +533,9 @@ def score(
     from flows.history import data_of_version
     from regraft.files import write_json
     from regraft.quiet import without_noise
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    settings = load_settings(paths.params)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    paths, settings = _project(root)
+    _show_log()
     with without_noise():
         from regraft.registry import scored_drift, scoring
         from regraft.registry.predict import open_model
@@ -676,11 +670,9 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Make or update the project's deployments in Prefect: retrain/NAME, with the schedule, and score/NAME."""
-    from regraft.settings import load_settings
     from regraft.state import server
 
-    paths = Paths(root.resolve())
-    settings = load_settings(paths.params)
+    paths, settings = _project(root)
     address = os.environ.get("PREFECT_API_URL") or server("prefect")
     if not address:
         raise RegraftError(
@@ -711,10 +703,9 @@ def diff(
     """Compare two versions of the prepared data: examples added, removed, relabelled, and drift."""
     from flows.history import prepared_data
     from regraft.quiet import without_noise
-    from regraft.settings import load_settings
 
-    paths = Paths(root.resolve())
-    champion = f"{load_settings(paths.params).name}@champion"
+    paths, settings = _project(root)
+    champion = f"{settings.name}@champion"
     with (
         prepared_data(paths, before or champion) as old,
         prepared_data(paths, after) as new,

@@ -69,8 +69,9 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
     ]
     learned, judged = rows
     probe = fit_probe(
-        train_features, learned.labels, validation_features, judged.labels, classes=classes, objective=objective
-    )
+        train_features, learned.labels, validation_features, judged.labels,
+        classes=classes, objective=objective, groups=train.groups,
+    )  # fmt: skip
     probe_seconds = time.monotonic() - started
     log.info(
         "the probe is solved: validation %s %.4f, %s %.4f, penalty %g",
@@ -86,7 +87,6 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
         tuned = probe_only(probe, objective)
     else:
         recipe = recipe_for(finetune, seed, len(train), pretrained=pretrained)
-        leakage = read_json(paths.reports / "data.json").get("leakage", {})
         data = Data(
             learned,
             judged,
@@ -95,7 +95,7 @@ def run(finetune: FinetuneSettings, seed: int, paths: Paths) -> None:
             extractor.prepare,
             classes,
             objective,
-            is_grouped=leakage.get("groups", {}).get("groups", 0) > 0,
+            groups=train.groups,
         )
         identity = _identity(
             {"finetune": finetune.model_dump(), "seed": seed, "features": about, **devices.facts()},

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +92,6 @@ def measure(kind: str, givens: Sequence[str], *, are_texts: bool = False) -> dic
     for given in givens:
         try:
             is_file = kind != "text" or (not are_texts and _is_text_file(given))
-            if kind == "image":
-                images.to_rgb(Path(given).read_bytes())  # raises for whatever is damaged, however it is damaged
             content: bytes | str = Path(given).read_bytes() if is_file else given
             measured.append(
                 _MEASURES[kind](content.decode() if isinstance(content, bytes) and kind == "text" else content)
@@ -225,14 +222,14 @@ def _name(held: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _measure_image(encoded: bytes) -> dict[str, float]:
-    with Image.open(BytesIO(encoded)) as image:
-        grey = np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=2.0), np.float64)
-        return {
-            "shorter side in pixels": float(min(image.size)),
-            "width over height": image.width / image.height,
-            "brightness (0 to 255)": float(grey.mean()),
-            "contrast (standard deviation)": float(grey.std()),
-        }
+    image = images.to_rgb(encoded)
+    grey = np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=2.0), np.float64)
+    return {
+        "shorter side in pixels": float(min(image.size)),
+        "width over height": image.width / image.height,
+        "brightness (0 to 255)": float(grey.mean()),
+        "contrast (standard deviation)": float(grey.std()),
+    }
 
 
 def _measure_text(text: str) -> dict[str, float]:

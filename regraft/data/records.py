@@ -4,6 +4,7 @@
 TensorFlow only where examples are written or read, so that `read_info` stays quick.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Example:
             16-bit PCM, as its encoded bytes or as the file holding them (read only when it is written, so that a large
             source never has to fit in memory).
         values: One number for each target, see `targets.Target`; empty for a class.
-        group: Whose it is (a speaker, a patient), as written; empty for none. Not stored.
+        group: Whose it is (a speaker, a patient), as written; empty for none. Stored as a digest.
         time: When it came about, as written; empty for none. Not stored.
     """
 
@@ -110,10 +111,11 @@ def write_prepared(
     template = tfds.core.ShardedFileTemplate(
         dataset_name=_DATASET_NAME, data_dir=str(directory), filetype_suffix=_FILE_FORMAT
     )
+    has_groups = any(example.group for example in everything)
     written = []
     for split, examples in splits.items():
         if examples:
-            size_bytes = _write_rows(_file(directory, split), kind, labels, examples, task)
+            size_bytes = _write_rows(_file(directory, split), kind, labels, examples, task, has_groups=has_groups)
             written.append(
                 tfds.core.SplitInfo(
                     name=split, shard_lengths=[len(examples)], num_bytes=size_bytes, filename_template=template
@@ -126,6 +128,7 @@ def write_prepared(
             "name": tfds.features.Text(),
             # Recordings are bytes as well: to decode them TFDS would need a package more.
             kind: tfds.features.Image(shape=(None, None, 3)) if kind == "image" else tfds.features.Text(),
+            **({"group": tfds.features.Text()} if has_groups else {}),
             **_target_feature(task, labels),
         },
         split_infos=written,
@@ -177,6 +180,8 @@ class Split:
         names: Where each row came from.
         labels: Class of each row, int64, shape (N,). For other tasks the values, float32, shape (N, K): real ones, or
             1 for a label that holds and 0 for one that does not.
+        groups: Whose each row is, digests, shape (N,); a row that is nobody's is a group of its own. None where no
+            example has a group.
     """
 
     def __init__(self, kind: str, class_names: tuple[str, ...], file: Path, task: str = CLASSIFICATION) -> None:
@@ -190,15 +195,19 @@ class Split:
         self.ids: list[str] = []
         self.names: list[str] = []
         labels: list[Any] = []
+        groups: list[str] = []
         for features in self._scan():
             self.ids.append(features["id"].bytes_list.value[0].decode())
             self.names.append(features["name"].bytes_list.value[0].decode())
+            if "group" in features:
+                groups.append(features["group"].bytes_list.value[0].decode() or self.ids[-1])
             if task == CLASSIFICATION:
                 labels.append(features["label"].int64_list.value[0])
             else:
                 values = features["values"]
                 labels.append(list(values.float_list.value if task == REGRESSION else values.int64_list.value))
         self.labels = np.array(labels, np.int64 if task == CLASSIFICATION else np.float32)
+        self.groups = np.array(groups) if groups else None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -272,7 +281,9 @@ def _target_feature(task: str, labels: Sequence[str]) -> dict[str, Any]:
     return {"values": tfds.features.Tensor(shape=(len(labels),), dtype=dtype)}
 
 
-def _write_rows(file: Path, kind: str, labels: Sequence[str], examples: Sequence[Example], task: str) -> int:
+def _write_rows(
+    file: Path, kind: str, labels: Sequence[str], examples: Sequence[Example], task: str, *, has_groups: bool
+) -> int:
     """Write `examples`, ordered by (id, name), to `file`; return the size of the records in bytes.
 
     TFDS's own writer would not do: it leaves the order of a record's features to protobuf, which changes it from
@@ -292,6 +303,9 @@ def _write_rows(file: Path, kind: str, labels: Sequence[str], examples: Sequence
             features["id"].bytes_list.value.append(example.id.encode())
             features["name"].bytes_list.value.append(example.name.encode())
             features[kind].bytes_list.value.append(content.encode() if isinstance(content, str) else content)
+            if has_groups:
+                digest = hashlib.sha256(example.group.encode()).hexdigest() if example.group else ""
+                features["group"].bytes_list.value.append(digest.encode())
             if task == CLASSIFICATION:
                 features["label"].int64_list.value.append(class_of[example.label])
             elif task == REGRESSION:

@@ -56,6 +56,11 @@ class Sample:
     def ids(self) -> list[str]:
         return [self.source.ids[row] for row in self.rows]
 
+    @property
+    def groups(self) -> NDArray[Any] | None:
+        """Whose each row is; None where the source says nothing of it."""
+        return None if self.source.groups is None else self.source.groups[self.rows]
+
     def inputs(self, indices: Sequence[int]) -> list[Any]:
         """Return the contents of the rows `indices` of the sample, in that order."""
         return list(self.source.inputs([int(self.rows[index]) for index in indices]))
@@ -163,7 +168,7 @@ def gather_evidence(
     labels = {name: sample.labels for name, sample in samples.items()}
     probe = fit_probe(
         features["train"], labels["train"], features["validation"], labels["validation"],
-        classes=classes, objective=objective,
+        classes=classes, objective=objective, groups=samples["train"].groups,
     )  # fmt: skip
     both = np.concatenate([features["train"], features["validation"]])
     targets = np.concatenate([labels["train"], labels["validation"]])

@@ -57,8 +57,8 @@ class Format:
                 ) from None
 
 
-def _network(loaded: Any) -> Any:
-    """Return the function from prepared inputs, as keyword arguments, to answers."""
+def network_of(loaded: Any) -> Any:
+    """Return the function of a registered SavedModel from prepared inputs, as keyword arguments, to answers."""
     [network] = loaded.answer.concrete_functions
     return network
 
@@ -66,7 +66,7 @@ def _network(loaded: Any) -> Any:
 def _write_onnx(loaded: Any, path: Path, _: Prepared) -> None:
     import tf2onnx
 
-    network = _network(loaded)
+    network = network_of(loaded)
     specifications = list(network.structured_input_signature[1].values())
     names = [specification.name for specification in specifications]
 
@@ -96,7 +96,7 @@ def _saved_network(loaded: Any) -> Iterator[str]:
     module = tf.Module()
     module.loaded = loaded
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
-        tf.saved_model.save(module, folder, signatures={"serving_default": _network(loaded)})
+        tf.saved_model.save(module, folder, signatures={"serving_default": network_of(loaded)})
         yield folder
 
 

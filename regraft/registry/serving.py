@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,15 +183,18 @@ def export_saved_model(
         prepare, module.tables = extractor.prepare_texts_anew()
     network, link, named = _network(classifier), LINKS[classifier.task], ANSWERS[classifier.task]
 
-    def reply(prepared: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs, features = network(prepared)
+    # A function of its own, so that the network is stored once for both that call it.
+    @partial(tf.function, autograph=False)
+    def reply(**prepared: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs, features = network(prepared if kind == "text" else prepared[PIXELS])
         return link(outputs / temperature if temperature != 1.0 else outputs), features
 
     def answer(**prepared: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {named: reply(prepared if kind == "text" else prepared[PIXELS])[0]}
+        return {named: reply(**prepared)[0]}
 
     def serve(raw: tf.Tensor) -> dict[str, tf.Tensor]:
-        answers, features = reply(module.prepare(raw))
+        prepared = module.prepare(raw)
+        answers, features = reply(**(prepared if kind == "text" else {PIXELS: prepared}))
         return {named: answers} | ({} if familiar is None else {UNUSUAL: _unusual(familiar, features)})
 
     signature = [tf.TensorSpec((None,), tf.string, name=kind)]

@@ -51,8 +51,8 @@ class Course:
         self.everything = self._batches(data.train, np.arange(len(data.train.labels)), self._lengths)
         self.judged = self._batches(data.validation, by_length, None)
         self.judged_labels = data.validation.labels[by_length]
-        self._fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS)
-        asked = 0 if data.is_grouped else folds_to_judge(len(data.train.labels), len(data.validation.labels))
+        self._fold_of = assign_folds(data.objective.groupings(data.train.labels)[0], JUDGING_FOLDS, data.groups)
+        asked = folds_to_judge(len(data.train.labels), len(data.validation.labels))
         self.folds = [
             fold for fold in range(CHOOSING_FOLD + 1, CHOOSING_FOLD + 1 + asked) if (self._fold_of == fold).any()
         ]

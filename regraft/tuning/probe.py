@@ -3,12 +3,14 @@
 Logistic regression for classes, one for each label of several, ridge regression for real values: see `objective`.
 """
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
 from regraft.tuning.objective import CLASSES, Objective
 from regraft.tuning.scores import Score
@@ -66,6 +68,7 @@ def fit_probe(
     classes: int,
     objective: Objective = CLASSES,
     penalties: tuple[float, ...] | None = None,
+    groups: NDArray[Any] | None = None,
 ) -> Probe:
     """Solve the head on the training features with the penalty that predicts held-out examples best.
 
@@ -81,6 +84,7 @@ def fit_probe(
         classes: K, the number of outputs; of classes, it may exceed the number seen in a fold.
         objective: What is solved and judged.
         penalties: Candidates, strongest first; None takes the objective's.
+        groups: Whose each training example is, shape (N,): folds keep them whole. None: nobody's.
 
     Raises:
         ValueError: If there are no validation examples, or features hold a value that is not finite.
@@ -95,11 +99,12 @@ def fit_probe(
     parts = [_Part(train, train_labels, validation, validation_labels)]
     folds = FOLDS if len(validation_labels) < ENOUGH_VALIDATION_EXAMPLES else 0
     if folds:
-        fold_of = assign_folds(objective.groupings(train_labels)[0], folds)
+        fold_of = assign_folds(objective.groupings(train_labels)[0], folds, groups)
         for fold in range(folds):
             inside, outside = fold_of == fold, fold_of != fold
             if inside.any():
                 parts.append(_Part(train[outside], train_labels[outside], train[inside], train_labels[inside]))
+    folds = len(parts) - 1
     solvers = [objective.solver(part.features, part.labels) for part in parts]
     solutions = [np.zeros((train.shape[1] + 1, classes)) for _ in parts]
     path: list[tuple[float, float]] = []
@@ -141,11 +146,14 @@ def _rises(path: list[tuple[float, float]]) -> int:
     return rises
 
 
-def assign_folds(labels: Labels, folds: int) -> NDArray[np.int64]:
-    """Return the fold of each example, stratified: every class is dealt round, in row order.
+def assign_folds(labels: Labels, folds: int, groups: NDArray[Any] | None = None) -> NDArray[np.int64]:
+    """Return the fold of each example, stratified: every class is dealt round, in row order, or whole groups are.
 
-    A class with a single example gets fold -1: it is never held out, because nothing could have been learned about it.
+    A class with a single example, or in a single group, gets fold -1: it is never held out, because nothing could have
+    been learned about it. With few groups there are fewer folds, the first of them, or none.
     """
+    if groups is not None:
+        return _assign_groups(labels, folds, groups)
     fold_of = np.empty(len(labels), np.int64)
     dealt = 0
     for label in np.unique(labels):
@@ -155,6 +163,25 @@ def assign_folds(labels: Labels, folds: int) -> NDArray[np.int64]:
             continue
         fold_of[rows] = (dealt + np.arange(len(rows))) % folds  # going on where the last class stopped keeps folds even
         dealt += len(rows)
+    return fold_of
+
+
+def _assign_groups(labels: Labels, folds: int, groups: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the fold of each example; see `assign_folds`."""
+    names, labels = np.unique(labels, return_inverse=True)
+    holders = [np.unique(groups[labels == place]) for place in range(len(names))]
+    needed = [held[0] for held in holders if len(held) == 1]
+    free = np.flatnonzero(~np.isin(groups, needed))
+    fold_of = np.full(len(labels), -1, np.int64)
+    largest = int(np.bincount(labels[free]).max(initial=0))
+    folds = min(folds, largest, len(np.unique(groups[free])))
+    if folds < 2:
+        return fold_of
+    with warnings.catch_warnings():  # of classes with fewer examples than folds
+        warnings.simplefilter("ignore", UserWarning)
+        parts = [rows for _, rows in StratifiedGroupKFold(folds).split(np.zeros(len(free)), labels[free], groups[free])]
+    for fold, rows in enumerate(part for part in parts if len(part)):
+        fold_of[free[rows]] = fold
     return fold_of
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from regraft.data.targets import CLASSIFICATION, REGRESSION
 from regraft.errors import TrainingError
@@ -35,8 +36,8 @@ class Data:
         prepare: `Extractor.prepare`.
         classes: K, the number of outputs.
         objective: What training aims at; decides the shape of labels.
-        is_grouped: Whether examples of the training data belong together (by speaker, by patient), and which is not
-            told: no part of it can then be held out to judge.
+        groups: Whose each training example is (a speaker's, a patient's), shape (N,): what is held out is held out
+            whole. None: nobody's.
     """
 
     train: Source
@@ -46,7 +47,7 @@ class Data:
     prepare: Callable[[tf.Tensor], Any]
     classes: int
     objective: Objective = CLASSES
-    is_grouped: bool = False
+    groups: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)

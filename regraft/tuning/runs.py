@@ -202,7 +202,7 @@ class Runs:
         data, everything = course.data, course.everything
         learned = np.arange(len(data.train.labels))
         judges = [(course.judged, course.judged_labels)]
-        if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS and not data.is_grouped:
+        if len(data.validation.labels) < ENOUGH_TO_JUDGE_PILOTS:
             learned, held_out = course.parted(CHOOSING_FOLD)
             everything = everything.of(learned)
             if len(held_out):

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,16 @@ def test_a_label_outside_the_list_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(ValueError, match="'b'"):
         write_prepared(tmp_path / "prepared", "text", ("a",), {"train": [text("x", "b")]})
     assert not (tmp_path / "prepared").exists()
+
+
+def test_whose_an_example_is_comes_back_as_a_digest_where_any_example_is_somebodys(tmp_path):
+    mine = [replace(text(f"text {number}", "a"), group="anna" if number % 2 else "") for number in range(6)]
+    write_prepared(tmp_path / "mine", "text", ("a",), {"train": mine})
+    split = open_split(tmp_path / "mine", "train")
+    assert split.groups is not None
+    theirs = {example.id: example.group for example in mine}
+    assert len({group for identity, group in zip(split.ids, split.groups, strict=True) if theirs[identity]}) == 1
+    assert len(set(split.groups)) == 4  # anna, and three that are nobody's
+    assert not any(b"anna" in file.read_bytes() for file in (tmp_path / "mine").iterdir())
+    write_prepared(tmp_path / "none", "text", ("a",), {"train": [replace(one, group="") for one in mine]})
+    assert open_split(tmp_path / "none", "train").groups is None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -123,3 +123,10 @@ def test_formats_answer_as_the_registered_network_does(exported, tmp_path, name)
     assert facts["proof"]["largest_difference"] < (1e-4 if name == "onnx" else 0.1)
     assert FORMATS[name].file in facts["files"]
     shutil.rmtree(tmp_path)
+
+
+def test_the_command_offers_every_format():
+    from regraft.cli import export as command
+
+    hint = get_args(command.__annotations__["to"])[0]
+    assert set(get_args(hint)) == set(FORMATS)

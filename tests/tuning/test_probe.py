@@ -111,3 +111,22 @@ def test_an_empty_validation_split_is_refused():
     train, labels = clouds(30)
     with pytest.raises(ValueError, match="validation split is empty"):
         fit_probe(train, labels, train[:0], labels[:0], classes=3)
+
+
+def test_folds_keep_groups_whole_and_hold_out_no_group_that_has_all_of_a_class():
+    labels = np.repeat([0, 1, 2], [40, 20, 6])
+    groups = np.concatenate([np.arange(60) // 4, np.full(6, 99)])
+    fold_of = assign_folds(labels, 4, groups)
+    assert (fold_of[60:] == -1).all()
+    for group in range(15):
+        assert len(set(fold_of[groups == group])) == 1
+    assert set(fold_of[:60]) == {0, 1, 2, 3}
+    assert (assign_folds(labels, 4, np.zeros(66)) == -1).all()
+    assert set(assign_folds(labels[:60], 4, np.arange(60) // 40 + np.arange(60) // 20 % 2)) <= {-1, 0, 1}
+
+
+def test_where_no_fold_can_be_held_out_validation_alone_chooses_the_penalty():
+    train, labels = clouds(60)
+    held_out, held_out_labels = clouds(30, seed=1)
+    probe = fit_probe(train, labels, held_out, held_out_labels, classes=3, groups=np.zeros(len(labels)))
+    assert probe.folds == 0

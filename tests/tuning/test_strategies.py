@@ -220,9 +220,15 @@ def test_where_several_ways_compete_one_that_diverges_later_leaves_the_probe(tmp
     np.testing.assert_allclose(model.predict(images, verbose=0), probe.logits(data.validation_features), atol=1e-4)
 
 
-def test_folds_that_decide_had_no_say_in_the_choice_and_there_are_none_of_grouped_data():
+def test_folds_that_decide_had_no_say_in_the_choice_and_keep_groups_whole():
     _, _, data, probe = setting(rows=40, judged=12)
     course = Course(data, probe, RECIPE, vary=None, devices=ONE_DEVICE)
     assert len(course.folds) == 3
     assert CHOOSING_FOLD not in course.folds
-    assert Course(replace(data, is_grouped=True), probe, RECIPE, vary=None, devices=ONE_DEVICE).folds == []
+    groups = np.arange(40) // 5
+    course = Course(replace(data, groups=groups), probe, RECIPE, vary=None, devices=ONE_DEVICE)
+    for fold in course.folds:
+        learned, held_out = course.parted(fold)
+        assert not set(groups[learned]) & set(groups[held_out])
+    one = Course(replace(data, groups=np.zeros(40)), probe, RECIPE, vary=None, devices=ONE_DEVICE)
+    assert one.folds == []
