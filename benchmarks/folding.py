@@ -2,7 +2,8 @@
 
 python -m benchmarks.folding [BACKBONE] [--image-size-px 224] [--rounds 10]
 
-Two trainers of the same network take turns on the same batch of random pictures: one as it is, one that does not fold.
+Two trainers of the same network take turns on the same batch of random pictures, in a process with the allocator as
+stages set it: one as it is, one that does not fold.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.projects import timed
+from benchmarks.projects import run_as_a_stage, timed
 from regraft.backbones.extractor import build_extractor
 from regraft.backbones.fetch import fetch
 from regraft.tuning import loop
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--image-size-px", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
+    run_as_a_stage("benchmarks.folding")
     side = arguments.image_size_px
     pixels = tf.random.uniform((BATCH_SIZE, side, side, 3), maxval=255.0)
     labels = tf.random.uniform((BATCH_SIZE,), maxval=CLASSES, dtype=tf.int64)

@@ -9,21 +9,16 @@ Building an epoch's pipeline and its first batch count as waiting. Without a fol
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.projects import prepared_images
-from flows.pipeline import ALLOCATOR
+from benchmarks.projects import prepared_images, run_as_a_stage
 
 BATCH_SIZE, RATE, SEED = 32, 1e-4, 7
-ENVIRONMENT = ALLOCATOR | {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def main() -> None:
@@ -34,9 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=40, help="of an epoch, at most")
     arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        command = [sys.executable, "-m", "benchmarks.input_wait", *sys.argv[1:]]
-        sys.exit(subprocess.run(command, env=os.environ | ENVIRONMENT, check=False).returncode)
+    run_as_a_stage("benchmarks.input_wait")
     with tempfile.TemporaryDirectory(prefix="regraft-benchmark-") as folder:
         race = _Race(arguments.folder, Path(folder), arguments.image_size_px, arguments.steps)
         print(f"{race.steps} steps of {BATCH_SIZE} images of {arguments.image_size_px} px an epoch", flush=True)

@@ -1,6 +1,7 @@
 """Temporary projects for measurements, run through the command line as a user would."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ruamel.yaml import YAML
+
+from flows.pipeline import ALLOCATOR
 
 if TYPE_CHECKING:
     from regraft.data.records import Split
@@ -83,6 +86,14 @@ def prepared_images(folder: Path | None, scratch: Path) -> "tuple[Split, Split]"
     splits = complete(found, validation_fraction=0.15, test_fraction=0.2)
     write_prepared(scratch / "prepared", "image", labels, splits)
     return open_split(scratch / "prepared", "train"), open_split(scratch / "prepared", "validation")
+
+
+def run_as_a_stage(module: str) -> None:
+    """Run `module` again, and end with it, unless this process has the allocator as stages set it."""
+    environment = ALLOCATOR | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    if any(os.environ.get(name) != value for name, value in environment.items()):
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env=os.environ | environment, check=False).returncode)
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
