@@ -1,54 +1,36 @@
-"""The graph in dvc.yaml: what is stale and why, run one stage, record it. The only module that imports DVC.
-
-DVC's Python interface is not officially stable, so it is used here and nowhere else, at one pinned version.
-"""
+"""The graph in dvc.yaml: what is stale and why, run one stage, record it."""
 
 import contextlib
 import itertools
-import json
-import logging
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dvc.dependency.base import DependencyDoesNotExistError
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
-from dvc.fs import parse_external_url
-from dvc.output import Output
 from dvc.repo import Repo
-from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import PipelineStage
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile import load
 from dvc_data.hashfile.checkout import CheckoutError, checkout
-from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash_info import HashInfo
-from dvc_data.hashfile.meta import Meta
-from dvc_data.hashfile.tree import Tree
-from dvc_objects.errors import ObjectFormatError
-from dvc_objects.fs.generic import test_links
 
+from flows.imports import import_remotes, look_at_remotes, reads_source
+from flows.repository import chain, discard_damaged_files, drop_broken_lock, open_repository
 from regraft import progress
-from regraft.data import remotes, sources
-from regraft.errors import DISK_ERRORS, INTERRUPTED, DataError, RegraftError, ResourceError
-from regraft.fingerprint import hash_json, refresh_inputs
+from regraft.errors import INTERRUPTED, RegraftError, ResourceError
+from regraft.fingerprint import refresh_inputs
 from regraft.paths import REPOSITORY, Paths
 from regraft.quiet import NOISE
-from regraft.settings import Settings, load_settings
+from regraft.settings import load_settings
 
 TAIL_LINES = 15
-# How long a server may take to say which version of a file it has.
-LOOK_TIMEOUTS_S = {"connect_timeout": 5, "read_timeout": 5}
 # For glibc's allocator, in the processes of stages. Left to itself it gives the large blocks of a training step back to
 # the kernel and takes them anew in the next one, and a third of the processor time goes into page faults:
 # `python -m benchmarks.page_faults` prints how much.
@@ -102,13 +84,13 @@ def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> li
     """
     paths = Paths(root)
     settings = load_settings(paths.params)
-    with _repository(paths) as repo:
+    with open_repository(paths) as repo:
         stages = _ordered(repo)
         names = [stage.name for stage in stages]
         if unknown := [name for name in force if name not in names]:
             raise RegraftError(f"there is no stage {', '.join(unknown)}; dvc.yaml has {', '.join(names)}.")
         if refresh:
-            _look_at_remotes(repo, paths, settings)
+            look_at_remotes(repo, paths, settings)
             refresh_inputs(paths, settings, names)
         plans: list[StagePlan] = []
         for stage in stages:
@@ -132,7 +114,7 @@ def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> li
 
 def is_stale(root: Path, name: str) -> bool:
     """Return whether stage `name` must run, given what the stages before it left."""
-    with _repository(Paths(root)) as repo:
+    with open_repository(Paths(root)) as repo:
         return bool(_reasons(repo.stage.load_one("dvc.yaml", name)))
 
 
@@ -164,13 +146,13 @@ def run_stage(
         "REGRAFT_PARENT_PID": str(os.getpid()),
         "REGRAFT_TIMEOUT_S": str(timeout_s),
     }
-    with _repository(paths) as repo, _follow(log, on_line):
-        if _drop_broken_lock(repo):
+    with open_repository(paths) as repo, _follow(log, on_line):
+        if drop_broken_lock(repo):
             on_line("a run was killed while it wrote DVC's list of files in use: made anew")
         if damaged := _discard_damaged(repo, name, even_if_unchanged=force):
             on_line(f"{damaged} file(s) in the DVC cache were changed through their links in the project: made again")
-        if _reads_source(repo, name):
-            _import_remotes(repo, paths, force=force, on_line=on_line)
+        if reads_source(repo, name):
+            import_remotes(repo, paths, force=force, on_line=on_line)
         try:
             repo.reproduce(name, single_item=True, force=force, run_env=environment)
         except DvcException as error:
@@ -201,7 +183,7 @@ def restore_output(root: Path, output_hash: str, folder: Path) -> None:
     Raises:
         RegraftError: If the cache does not hold all of it.
     """
-    with _repository(Paths(root)) as repo:
+    with open_repository(Paths(root)) as repo:
         cache = repo.cache.local
         try:
             checkout(str(folder), repo.fs, load(cache, HashInfo("md5", output_hash)), cache, quiet=True)
@@ -218,7 +200,7 @@ def restore_stages(root: Path, names: Sequence[str]) -> None:
     Raises:
         RegraftError: If neither holds all of them.
     """
-    with _repository(Paths(root)) as repo:
+    with open_repository(Paths(root)) as repo:
         try:
             if repo.config["core"].get("remote"):
                 repo.fetch(targets=list(names))
@@ -226,295 +208,17 @@ def restore_stages(root: Path, names: Sequence[str]) -> None:
         except (DvcException, FileNotFoundError) as error:
             raise RegraftError(
                 f"what the stages {', '.join(names)} had made is no longer in the DVC cache, nor in a remote: "
-                f"{_chain(error)}"
+                f"{chain(error)}"
             ) from error
-
-
-def borrow_cache(root: Path, lender: Path) -> None:
-    """Make `root` a DVC project that uses the cache and the remotes of the project `lender`."""
-    _quiet_dvc()
-    Repo.init(str(root), no_scm=True).close()
-    with Repo(str(lender)) as repo:
-        cache, remotes_of = repo.cache.local_cache_dir, repo.config["remote"]
-        core = {name: repo.config["core"][name] for name in ("remote",) if name in repo.config["core"]}
-        links = repo.config["cache"].get("type")
-    with Repo(str(root)) as repo, repo.config.edit("local") as config:
-        config["core"] = {"analytics": False, "check_update": False, **core}
-        config["cache"] = {"dir": str(cache), **({"type": links} if links else {})}
-        config["remote"] = dict(remotes_of)
 
 
 def split_stages(root: Path, output: Path) -> tuple[list[str], list[str]]:
     """Return the names of the stages, in running order, up to the one that makes `output`, and those after it."""
-    with _repository(Paths(root)) as repo:
+    with open_repository(Paths(root)) as repo:
         stages = _ordered(repo)
         made = [place for place, stage in enumerate(stages) if any(Path(out.fs_path) == output for out in stage.outs)]
         names = [stage.name for stage in stages]
         return names[: made[0] + 1], names[made[0] + 1 :]
-
-
-def start_project(root: Path) -> None:
-    """Make `root` a DVC project of its own, inside a git repository or not.
-
-    Raises:
-        RegraftError: If DVC refuses.
-    """
-    _quiet_dvc()
-
-    def git_agrees(*arguments: str) -> bool:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False).returncode == 0
-
-    in_git = git_agrees("rev-parse") and not git_agrees("check-ignore", "--quiet", ".")
-    is_top = (root / ".git").exists()
-    try:
-        Repo.init(str(root), no_scm=not in_git, subdir=in_git and not is_top).close()
-    except DvcException as error:
-        shutil.rmtree(root / ".dvc", ignore_errors=True)
-        raise RegraftError(f"DVC cannot make a project of {root}: {_chain(error)}") from error
-    with Repo(str(root)) as repo, repo.config.edit("repo") as config:
-        config["core"] |= {"analytics": False, "check_update": False}
-        config["cache"] = {"type": ["reflink", "hardlink", "symlink", "copy"]}
-
-
-def cache_link_type(root: Path) -> str:
-    """Return how DVC puts cached files into the project here: reflink, hardlink, symlink or copy."""
-    with _repository(Paths(root)) as repo:
-        cache = repo.cache.local
-        possible = test_links(cache.cache_types, cache.fs, cache.path, repo.fs, str(root / "probe"))
-        return str(possible[0]) if possible else "copy"
-
-
-def check_remotes(texts: Sequence[str], root: Path) -> None:
-    """Ask the servers of those sources that are remote whether they have them, before there is a project at `root`.
-
-    Raises:
-        RegraftError: If a source is none, is not there, or its server does not answer.
-    """
-    _quiet_dvc()
-    for source in sources.parse_all(texts, Path.cwd(), root).values():
-        if source.url and not source.url.startswith("remote:"):  # those are defined in a project
-            _remote_version(source.url, None)
-
-
-def _look_at_remotes(repo: Repo, paths: Paths, settings: Settings) -> None:
-    """Note the version of each remote source; where its server is silent, that of the copy at hand.
-
-    Raises:
-        ResourceError: If a server does not answer and there is no copy.
-        DataError: If a server says that there is no such file, or does not let us have it.
-    """
-    urls = [source.url for source in sources.parse_all(settings.download.sources, paths.root).values() if source.url]
-    versions: dict[str, dict[str, Any]] = {}
-    for url in urls:
-        try:
-            versions[url] = _remote_version(url, repo.config)
-        except ResourceError as error:
-            known = remotes.imported_version(remotes.copy_of(url, paths.root))
-            if known is None:
-                raise
-            _warn_once(f"warning: {error} Until then the copy that this project has counts as unchanged.")
-            versions[url] = known
-        if versions[url].get("modified", "") is None:
-            _warn_once(
-                f"warning: the server of {url} says neither which version it has nor when that changed, so a change "
-                "that leaves its size is not noticed; `regraft run --force` of the first stage fetches it anew."
-            )
-    if urls:
-        remotes.write_planned(paths.state, versions)
-
-
-def _reads_source(repo: Repo, name: str) -> bool:
-    """Return whether stage `name` depends on the source's content."""
-    stage = repo.stage.load_one("dvc.yaml", name)
-    return any(isinstance(dep, ParamsDependency) and "source" in dep.params for dep in stage.deps)
-
-
-def _import_remotes(repo: Repo, paths: Paths, *, force: bool, on_line: Callable[[str], None]) -> None:
-    """Have DVC import what was planned with and is not at hand: into its cache, with a .dvc file that says what it is.
-
-    Args:
-        repo: The project's repository, with the project as current folder.
-        paths: The project.
-        force: Whether to import also what is at hand.
-        on_line: Receives what is said about it.
-
-    Raises:
-        ResourceError: If a server does not answer, or has changed a file since planning.
-        DataError: If a server says that there is no such file, or does not let us have it.
-    """
-    for source in sources.parse_all(load_settings(paths.params).download.sources, paths.root).values():
-        if source.url is None:
-            continue
-        url, copy = source.url, source.path
-        planned = remotes.planned_version(paths.state, url)
-        if not force and remotes.imported_version(copy) == planned and _is_at_hand(repo, copy):
-            continue
-        _require_version(repo, url, planned)
-        on_line(f"importing {url}")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            record = repo.imp_url(url, out=str(copy.relative_to(paths.root)), force=True)
-        except _remote_errors() as error:
-            raise _not_imported(url, error) from error
-        _require_version(repo, url, planned)
-        record.meta = {"version": planned}
-        record.dump()
-
-
-def _is_at_hand(repo: Repo, copy: Path) -> bool:
-    """Return whether the copy of a remote is as DVC recorded it, after putting it back from the cache if need be."""
-    out = repo.stage.load_one(str(remotes.record_of(copy))).outs[0]
-    if not out.status():
-        return True
-    if _discard_damaged_files(repo, out) or out.changed_cache():
-        return False
-    out.checkout(force=True)
-    return True
-
-
-def _require_version(repo: Repo, url: str, planned: dict[str, Any]) -> None:
-    if _remote_version(url, repo.config) != planned:
-        raise ResourceError(f"{url} changed after this run was planned; run again.")
-
-
-def _remote_version(url: str, config: Any) -> dict[str, Any]:
-    """Return what tells this version of `url` from another, as its server says, without fetching it.
-
-    Args:
-        url: Of a file or a folder.
-        config: DVC's configuration of the project, which may say how to log in; None without a project.
-
-    Raises:
-        ResourceError: If the server does not answer within seconds, or says that it cannot now.
-        DataError: If it says that there is no such file, or does not let us have it; or means to ask it are missing.
-    """
-    scheme = url.partition("://")[0].lower()
-    timeouts = LOOK_TIMEOUTS_S if scheme in ("http", "https", "s3") else {}
-    try:
-        fs, path = parse_external_url(url, timeouts, config)
-    except ImportError as error:
-        extra = remotes.EXTRAS[scheme] or "s3, ssh, ..."
-        raise DataError(
-            f"{url}: DVC lacks what it takes to fetch from there ({error}). "
-            f"Install it beside Regraft: `pip install 'dvc[{extra}]'`."
-        ) from error
-    except DvcException as error:
-        raise DataError(f"{url}: {_chain(error)}. Check the URL, and `dvc remote list` in the project.") from error
-    fs.SESSION_RETRIES = 1  # of HTTP; five would keep a person waiting
-    try:
-        info = fs.info(path)
-        if info["type"] != "directory":
-            return _version_of(fs.protocol, info)
-        names = sorted(fs.find(path))
-        versions = [_version_of(fs.protocol, info) for info in fs.info(names)]
-    except _remote_errors() as error:
-        raise _not_had(url, error) from error
-    listed = dict(zip((fs.relpath(name, path) for name in names), versions, strict=True))
-    return {"files": len(listed), "digest": hash_json(listed)}
-
-
-def _remote_errors() -> tuple[type[Exception], ...]:
-    """Return what DVC, its client for HTTP, and the clients for S3 and SSH that may be installed beside it raise."""
-    from aiohttp import ClientError
-
-    others = (("botocore.exceptions", "BotoCoreError"), ("asyncssh", "Error"))
-    installed = [getattr(sys.modules[module], name) for module, name in others if module in sys.modules]
-    return (OSError, DvcException, ClientError, *installed)
-
-
-def _version_of(protocol: str, info: dict[str, Any]) -> dict[str, Any]:
-    """Return what a server says of a file: its ETag or version if it has one, else size and time of change."""
-    meta = Meta.from_info(info, protocol)
-    for key, value in (("version_id", meta.version_id), ("etag", meta.etag or meta.checksum), ("md5", meta.md5)):
-        if value:
-            return {key: str(value)}
-    modified = info.get("Last-Modified") or info.get("LastModified") or info.get("mtime")
-    return {"bytes": meta.size, "modified": None if modified is None else str(modified)}
-
-
-def _not_imported(url: str, error: Exception) -> RegraftError:
-    """Return a message for what DVC or a backend raised when it imported `url`."""
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, OSError) and cause.errno in DISK_ERRORS):
-        cause = cause.__cause__
-    if cause is not None:
-        return ResourceError(f"{url} could not be stored: {cause}. Make room or check the disk; then run again.")
-    if isinstance(error, DependencyDoesNotExistError):  # it was there a moment ago
-        return ResourceError(f"{url} vanished while it was imported; run again.")
-    if isinstance(error, DvcException):
-        return RegraftError(f"DVC cannot import {url}: {_chain(error)}")
-    return _not_had(url, error)
-
-
-def _not_had(url: str, error: Exception) -> RegraftError:
-    """Return a message for what a backend raised when it was asked for `url`: final if the server says no, else not."""
-    cause: BaseException | None = error
-    while cause is not None and not hasattr(cause, "status"):
-        cause = cause.__cause__
-    status = getattr(cause, "status", None)
-    if status in (401, 403) or isinstance(error, PermissionError):
-        return DataError(
-            f"{url} may not be fetched: its server answers {status or error}. If it wants a login, put that in DVC's "
-            "own settings (`dvc remote add`, `dvc remote modify --local`) and write remote://NAME/FILE for the URL."
-        )
-    if (status is not None and 400 <= status < 500 and status not in (408, 425, 429)) or (
-        status is None and isinstance(error, FileNotFoundError) and error.__cause__ is None
-    ):
-        said = f"its server answers {status}" if status else "its server knows no such file"
-        return DataError(f"{url} does not exist: {said}. Correct the source, or put it back there.")
-    reason = re.sub(r" ssl:\w+", "", str(error.__cause__ or error)) or type(error.__cause__ or error).__name__
-    said = f"answers {status}" if status else f"does not answer ({reason})"
-    return ResourceError(f"{url} cannot be had now: its server {said}. Check the URL, or try again later.")
-
-
-@cache
-def _warn_once(message: str) -> None:
-    """Log a warning, but not again when the same process plans again."""
-    logging.getLogger(__name__).warning(message)
-
-
-@contextlib.contextmanager
-def _repository(paths: Paths) -> Iterator[Repo]:
-    """Open the project's DVC repository with the project as current folder, which DVC's run cache needs."""
-    before = Path.cwd()
-    if not (paths.root / ".dvc").is_dir():
-        raise RegraftError(f"{paths.root} is not a project (it has no .dvc folder); make one with `regraft init`.")
-    _quiet_dvc()
-    os.chdir(paths.root)
-    try:
-        with Repo(str(paths.root), _wait_for_lock=True) as repo:
-            yield repo
-    except DvcException as error:
-        advice = (
-            " If dvc.lock was damaged, take it back from git, or delete it: the next run makes it anew."
-            if paths.lock.name in str(error)
-            else ""
-        )
-        raise RegraftError(f"DVC cannot use {paths.root}: {error}.{advice}") from error
-    finally:
-        os.chdir(before)
-
-
-def _drop_broken_lock(repo: Repo) -> bool:
-    """Delete DVC's list of files in use if it is cut short, with which DVC refuses to run; return whether it was.
-
-    A process killed while writing it leaves it so. Nobody else uses it now: the project's lock is held.
-    """
-    file = Path(repo.tmp_dir) / RWLOCK_FILE
-    try:
-        json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return False
-    except json.JSONDecodeError:
-        file.unlink()
-        return True
-    return False
-
-
-def _quiet_dvc() -> None:
-    """Keep the messages of DVC and its web client back: what matters of them arrives as an exception."""
-    for name in ("dvc", "dvc_data", "dvc_objects", "aiohttp_retry"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _discard_damaged(repo: Repo, name: str, *, even_if_unchanged: bool) -> int:
@@ -525,21 +229,8 @@ def _discard_damaged(repo: Repo, name: str, *, even_if_unchanged: bool) -> int:
     """
     stage = repo.stage.load_one("dvc.yaml", name)
     return sum(
-        _discard_damaged_files(repo, out) for out in stage.outs if out.hash_info and (even_if_unchanged or out.status())
+        discard_damaged_files(repo, out) for out in stage.outs if out.hash_info and (even_if_unchanged or out.status())
     )
-
-
-def _discard_damaged_files(repo: Repo, out: Output) -> int:
-    """Delete those files of `out` in the cache that are no longer what was put there; return how many."""
-    recorded, damaged = out.get_obj(), 0
-    files = {info.value for _, _, info in recorded} if isinstance(recorded, Tree) else set()
-    for digest in sorted(files | {out.hash_info.value}):
-        with contextlib.suppress(FileNotFoundError):  # then there is nothing to trust
-            try:
-                HashFileDB.check(repo.cache.local, digest)
-            except ObjectFormatError:  # by then it is deleted
-                damaged += 1
-    return damaged
 
 
 def _ordered(repo: Repo) -> list[PipelineStage]:
@@ -622,7 +313,7 @@ def _explain(error: DvcException, name: str, log: Path, timeout_s: int) -> Regra
     if isinstance(cause, OSError):
         return _not_stored(name, cause, log)
     if cause is None:
-        return RegraftError(f"stage {name} could not be run: {_chain(error)}")
+        return RegraftError(f"stage {name} could not be run: {chain(error)}")
     status = int(str(cause).rpartition("exited with ")[2])  # DVC keeps the exit code in its message only
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
@@ -659,14 +350,6 @@ def _room(log: Path) -> str:
     """Return how much room the disk has that holds the project, and what to do about it."""
     free_mb = shutil.disk_usage(log.parent).free / 1e6
     return f"The disk of {log.parent.parent.parent} has {free_mb:.0f} MB left; make room and run again."
-
-
-def _chain(error: BaseException | None) -> str:
-    parts = []
-    while error is not None:
-        parts.append(str(error))
-        error = error.__cause__
-    return ": ".join(part for part in parts if part)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows import pipeline
+from flows import pipeline, repository
 from regraft.errors import RegistryError, RegraftError
 from regraft.files import read_json
 from regraft.fingerprint import code_fingerprint, locked_hash
@@ -67,7 +67,7 @@ def rebuild(
         shutil.copytree(recorded.root, root.root, dirs_exist_ok=True)
         root.state.mkdir(exist_ok=True)
         shutil.move(root.root / root.inputs.name, root.inputs)
-        pipeline.borrow_cache(root.root, paths.root)
+        repository.borrow_cache(root.root, paths.root)
         # The backbone and what comes before it are taken from the DVC cache, to the byte.
         restored, again = pipeline.split_stages(root.root, root.backbones)
         on_line(f"restoring the results of {', '.join(restored)}")

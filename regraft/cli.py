@@ -131,17 +131,17 @@ def init(
     ] = "auto",
 ) -> None:
     """Make a new project: a folder with its own settings, graph, data and models."""
-    from flows import pipeline
+    from flows import imports, repository
     from regraft.project import create
     from regraft.quiet import without_noise
 
-    pipeline.check_remotes(source, directory.resolve())
+    imports.check_remotes(source, directory.resolve())
     with without_noise():
         paths = create(
             directory, source=source, name=name, kind=kind, task=task, targets=target or (), texts=text or ()
         )
     try:
-        pipeline.start_project(paths.root)
+        repository.start_project(paths.root)
     except RegraftError:
         paths.params.unlink()
         paths.graph.unlink()

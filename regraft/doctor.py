@@ -74,9 +74,9 @@ def _project(paths: Paths) -> tuple[str, bool, str]:
 
 
 def _links(paths: Paths) -> tuple[str, bool, str]:
-    from flows import pipeline
+    from flows import repository
 
-    kind = pipeline.cache_link_type(paths.root)
+    kind = repository.cache_link_type(paths.root)
     return kind, kind != "copy", "files are copied, so data takes twice the space: keep the cache on the project's disk"
 
 

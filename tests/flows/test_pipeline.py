@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import pipeline
+from flows import pipeline, repository
 from flows.history import prepared_data
 from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError
@@ -49,7 +49,7 @@ def project(tmp_path):
         (source / label / "1.png").write_bytes(b"not looked into")
     paths = create(tmp_path / "project", source=f"folder:{source}", name="pets", kind="image")
     write_graph(paths)
-    pipeline.start_project(paths.root)
+    repository.start_project(paths.root)
     return paths
 
 
@@ -234,7 +234,7 @@ def test_a_project_needs_no_git_and_may_lie_in_a_git_repository(project, tmp_pat
     subprocess.run(["git", "init", "-q", outer], check=True)
     inner = create(outer / "inner", source=f"folder:{tmp_path / 'source'}", name="pets", kind="image")
     write_graph(inner)
-    pipeline.start_project(inner.root)
+    repository.start_project(inner.root)
     assert run_all(inner) == ["download", "preprocess"]
     assert not (outer / ".dvc").exists()
 
@@ -274,7 +274,7 @@ def test_a_result_changed_through_its_link_into_the_cache_is_made_again(project,
 def test_the_link_type_told_is_the_one_used(project):
     run_all(project)
     links = (project.root / "prepared.txt").stat().st_nlink
-    assert (pipeline.cache_link_type(project.root) == "hardlink") == (links > 1)
+    assert (repository.cache_link_type(project.root) == "hardlink") == (links > 1)
 
 
 def test_a_full_disk_after_the_command_is_an_error_worth_a_retry(project, monkeypatch):
@@ -400,7 +400,7 @@ def test_a_project_in_a_folder_that_git_ignores_is_one_without_git(tmp_path):
     images.mkdir(parents=True)
     (images / "1.png").write_bytes(b"not looked into")
     paths = create(tmp_path / "projects" / "a", source=f"folder:{images.parent}", name="pets", kind="image")
-    pipeline.start_project(paths.root)
+    repository.start_project(paths.root)
     assert [stage.stale for stage in pipeline.plan(paths.root)] == [True] * 7
 
 

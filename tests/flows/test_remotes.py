@@ -14,7 +14,7 @@ from dvc.repo import Repo
 from PIL import Image
 from ruamel.yaml import YAML
 
-from flows import pipeline
+from flows import imports, pipeline, repository
 from regraft.data import remotes, sources
 from regraft.data.project_audit import audit_project
 from regraft.errors import DataError, RegraftError, ResourceError
@@ -40,13 +40,13 @@ def project(tmp_path, server):
 
 @pytest.fixture(autouse=True)
 def _warnings_anew():
-    pipeline._warn_once.cache_clear()
+    imports._warn_once.cache_clear()
 
 
 def new_project(root, source, **options):
-    pipeline.check_remotes([source] if isinstance(source, str) else source, root)
+    imports.check_remotes([source] if isinstance(source, str) else source, root)
     paths = create(root, source=source, name="mail", **options)
-    pipeline.start_project(paths.root)
+    repository.start_project(paths.root)
     return paths
 
 
@@ -206,11 +206,11 @@ def test_a_silent_server_stops_a_project_that_has_no_copy(project, server):
 
 
 def test_a_server_that_takes_the_call_and_says_nothing_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "LOOK_TIMEOUTS_S", {"connect_timeout": 0.2, "read_timeout": 0.2})
+    monkeypatch.setattr(imports, "LOOK_TIMEOUTS_S", {"connect_timeout": 0.2, "read_timeout": 0.2})
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/train.csv"
         with pytest.raises(ResourceError, match="does not answer"):
-            pipeline.check_remotes([f"csv:{url}"], tmp_path)
+            imports.check_remotes([f"csv:{url}"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_a_project_that_has_fetched_nothing_says_so_when_audited(project):
 )
 def test_a_url_that_cannot_be_used_is_refused(tmp_path, source, message):
     with pytest.raises(RegraftError, match=message) as caught:
-        pipeline.check_remotes([source], tmp_path)
+        imports.check_remotes([source], tmp_path)
     assert "secret" not in str(caught.value)
 
 
@@ -367,9 +367,9 @@ def test_the_version_of_a_folder_changes_with_any_of_its_files(tmp_path, monkeyp
     folder = tmp_path / "folder"
     (folder / "cat").mkdir(parents=True)
     (folder / "cat" / "1.png").write_bytes(b"one")
-    monkeypatch.setattr(pipeline, "parse_external_url", lambda url, *_: (localfs, url))
-    before = pipeline._remote_version(str(folder), None)
+    monkeypatch.setattr(imports, "parse_external_url", lambda url, *_: (localfs, url))
+    before = imports.remote_version(str(folder), None)
     assert before["files"] == 1
-    assert pipeline._remote_version(str(folder), None) == before
+    assert imports.remote_version(str(folder), None) == before
     (folder / "cat" / "1.png").write_bytes(b"other")
-    assert pipeline._remote_version(str(folder), None) != before
+    assert imports.remote_version(str(folder), None) != before
