@@ -1,4 +1,7 @@
-"""A project's deployments: `retrain/NAME`, on a schedule or by hand, and `score/NAME`, by hand."""
+"""A project's deployments: `retrain/NAME`, on a schedule or by hand, and `score/NAME`, by hand.
+
+With `placement.mode: pools` also those that projects share: `run-stage/POOL` for each pool of stages, `publish/POOL`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,17 +18,21 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
+from flows import pipeline
 from flows.retrain import retrain
 from flows.score import score
+from flows.stage import publish, run_stage
 from regraft.errors import RegraftError, ResourceError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import Settings
 
-DEFAULT_POOL = "cpu"
+FLOWS_POOL = "flows"  # of runs that wait for stages on other pools, whose places they must not take
+ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
 
 
 def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, timezone: str) -> dict[str, Any]:
-    """Make or update the deployments of a project and return {"deployments": [names], "pool": name}.
+    """Make or update the deployments of a project and return
+    {"deployments": [names], "shared": [names], "pool": name}.
 
     A worker of the pool imports the flows from this installation, wherever it was started. One run of a deployment at
     a time, the next one waits: a second run of a project would be refused by its lock.
@@ -41,21 +48,32 @@ def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, tim
         RegraftError: If the schedule is none, there is no such pool, or another project has the name.
         ResourceError: If the server does not answer.
     """
-    pool = settings.placement.pool or DEFAULT_POOL
+    stage_pools = pipeline.stage_pools(paths.root) if settings.placement.mode == "pools" else []
+    home = settings.placement.pool or pipeline.DEFAULT_POOL
+    pool = FLOWS_POOL if stage_pools else home
     schedule = None if cron is None else _schedule(cron, timezone)
     with temporary_settings({PREFECT_API_URL: address}):
         try:
-            _check(paths, settings.name, pool, address)
+            _check(paths, settings.name, {pool, home, *stage_pools}, address)
+            own: dict[str, Any] = {
+                "parameters": {"root": str(paths.root)},
+                "tags": ["regraft", settings.name],
+                "concurrency_limit": ONE_AT_A_TIME,
+                "job_variables": {"env": {"PYTHONPATH": str(REPOSITORY)}},
+            }
             made = [
-                _apply(retrain, paths, settings.name, pool, schedule),
-                _apply(score, paths, settings.name, pool, None),
+                _apply(retrain, settings.name, pool, schedules=[] if schedule is None else [schedule], **own),
+                _apply(score, settings.name, home, **own),
             ]
+            # A worker takes these from the installation that it was started from, which need not lie where this does.
+            shared = [_apply(run_stage, each, each) for each in stage_pools]
+            shared += [_apply(publish, home, home)] if stage_pools else []
         except httpx.HTTPError as error:
             raise ResourceError(
                 f"the Prefect server at {address} does not answer as it should ({error}). Start it (`regraft up`), "
                 "or correct PREFECT_API_URL."
             ) from error
-    return {"deployments": made, "pool": pool}
+    return {"deployments": made, "shared": shared, "pool": pool}
 
 
 def _schedule(cron: str, timezone: str) -> Schedule:
@@ -70,16 +88,18 @@ def _schedule(cron: str, timezone: str) -> Schedule:
     return Schedule(cron=cron, timezone=timezone)
 
 
-def _check(paths: Paths, name: str, pool: str, address: str) -> None:
+def _check(paths: Paths, name: str, pools: set[str], address: str) -> None:
     """Raise RegraftError if there is no such pool, or the deployments of this name are another project's."""
     with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(pool)
-        except ObjectNotFound:
-            raise RegraftError(
-                f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu and gpu; make "
-                f"others by `prefect work-pool create {pool} --type process`. Or correct placement.pool in params.yaml."
-            ) from None
+        for pool in sorted(pools):
+            try:
+                client.read_work_pool(pool)
+            except ObjectNotFound:
+                raise RegraftError(
+                    f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu, gpu and flows; "
+                    f"make others by `prefect work-pool create {pool} --type process`. Or correct placement.pool in "
+                    "params.yaml."
+                ) from None
         try:
             present = client.read_deployment_by_name(f"{retrain.name}/{name}")
         except ObjectNotFound:
@@ -92,17 +112,13 @@ def _check(paths: Paths, name: str, pool: str, address: str) -> None:
         )
 
 
-def _apply(flow: Flow[Any, Any], paths: Paths, name: str, pool: str, schedule: Schedule | None) -> str:
+def _apply(flow: Flow[Any, Any], name: str, pool: str, **options: Any) -> str:
     deployment = RunnerDeployment.from_flow(
         flow,
         name=name,
         work_pool_name=pool,
-        parameters={"root": str(paths.root)},
-        schedules=[] if schedule is None else [schedule],
-        tags=["regraft", name],
-        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         entrypoint_type=EntrypointType.MODULE_PATH,
-        job_variables={"env": {"PYTHONPATH": str(REPOSITORY)}},
+        **options,
     )
     deployment.apply()
     return f"{flow.name}/{name}"

@@ -96,7 +96,7 @@ def import_remotes(repo: Repo, paths: Paths, *, force: bool, on_line: Callable[[
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             record = repo.imp_url(url, out=str(copy.relative_to(paths.root)), force=True)
-        except _remote_errors() as error:
+        except backend_errors() as error:
             raise _not_imported(url, error) from error
         _require_version(repo, url, planned)
         record.meta = {"version": planned}
@@ -149,13 +149,13 @@ def remote_version(url: str, config: Any) -> dict[str, Any]:
             return _version_of(fs.protocol, info)
         names = sorted(fs.find(path))
         versions = [_version_of(fs.protocol, info) for info in fs.info(names)]
-    except _remote_errors() as error:
+    except backend_errors() as error:
         raise _not_had(url, error) from error
     listed = dict(zip((fs.relpath(name, path) for name in names), versions, strict=True))
     return {"files": len(listed), "digest": hash_json(listed)}
 
 
-def _remote_errors() -> tuple[type[Exception], ...]:
+def backend_errors() -> tuple[type[Exception], ...]:
     """Return what DVC, its client for HTTP, and the clients for S3 and SSH that may be installed beside it raise."""
     from aiohttp import ClientError
 

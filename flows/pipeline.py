@@ -26,11 +26,13 @@ from flows.repository import chain, discard_damaged_files, drop_broken_lock, ope
 from regraft import progress
 from regraft.errors import INTERRUPTED, RegraftError, ResourceError
 from regraft.fingerprint import refresh_inputs
+from regraft.gpus import leased
 from regraft.paths import REPOSITORY, Paths
 from regraft.quiet import NOISE
 from regraft.settings import load_settings
 
 TAIL_LINES = 15
+DEFAULT_POOL = "cpu"  # of a stage that names none
 # For glibc's allocator, in the processes of stages. Left to itself it gives the large blocks of a training step back to
 # the kernel and takes them anew in the next one, and a third of the processor time goes into page faults:
 # `python -m benchmarks.page_faults` prints how much.
@@ -50,6 +52,7 @@ class StagePlan:
     pool: str
     timeout_s: int
     retries: int
+    gpus: int
     stale: bool
     why: tuple[str, ...]
 
@@ -68,7 +71,9 @@ class StageFailed(RegraftError):
         return self.exit_code == ResourceError.exit_code and not self.was_killed
 
 
-def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> list[StagePlan]:
+def plan(
+    root: Path, *, force: tuple[str, ...] = (), refresh: bool = True, data_elsewhere: bool = False
+) -> list[StagePlan]:
     """Return the stages in running order, each clean or stale and why.
 
     A stage below a stale one counts as stale; when its turn comes it is skipped if its inputs came out the same.
@@ -78,6 +83,7 @@ def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> li
         force: Names of stages to run even if clean.
         refresh: Whether to look at code and source anew; not while a run is at work, which would record what it did
             not run with.
+        data_elsewhere: Whether what stages made need not be here: what dvc.lock says of it counts.
 
     Raises:
         RegraftError: If the settings, the source or the graph are invalid, or `force` names no stage.
@@ -95,16 +101,18 @@ def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> li
         plans: list[StagePlan] = []
         for stage in stages:
             why = ["forced"] if stage.name in force else []
-            why += _reasons(stage)
+            why += _reasons(stage, stages if data_elsewhere else None)
             stale_before = {earlier.name for earlier in plans if earlier.stale}
             why += [f"runs after {name}" for name in _upstream(stage, stages) if name in stale_before]
             meta = stage.meta or {}
+            pool = meta.get("pool", DEFAULT_POOL)
             plans.append(
                 StagePlan(
                     name=stage.name,
-                    pool=settings.placement.pool or meta.get("pool", "cpu"),
+                    pool=settings.placement.pool or pool,
                     timeout_s=int(meta.get("timeout_s", 0)),
                     retries=int(meta.get("retries", 0)),
+                    gpus=settings.placement.gpus if pool == "gpu" else 0,
                     stale=bool(why),
                     why=tuple(why),
                 )
@@ -112,14 +120,21 @@ def plan(root: Path, *, force: tuple[str, ...] = (), refresh: bool = True) -> li
         return plans
 
 
-def is_stale(root: Path, name: str) -> bool:
-    """Return whether stage `name` must run, given what the stages before it left."""
+def is_stale(root: Path, name: str, *, data_elsewhere: bool = False) -> bool:
+    """Return whether stage `name` must run, given what the stages before it left; `data_elsewhere` as for `plan`."""
     with open_repository(Paths(root)) as repo:
-        return bool(_reasons(repo.stage.load_one("dvc.yaml", name)))
+        stage = repo.stage.load_one("dvc.yaml", name)
+        return bool(_reasons(stage, repo.stage.load_all("dvc.yaml") if data_elsewhere else None))
 
 
 def run_stage(
-    root: Path, name: str, *, force: bool = False, timeout_s: int = 0, on_line: Callable[[str], None] = print
+    root: Path,
+    name: str,
+    *,
+    force: bool = False,
+    timeout_s: int = 0,
+    gpus: int | None = None,
+    on_line: Callable[[str], None] = print,
 ) -> bool:
     """Run stage `name` through DVC and record it in dvc.lock; return False if DVC had its result already.
 
@@ -128,6 +143,8 @@ def run_stage(
         name: The stage.
         force: Run it even if it is clean.
         timeout_s: Stop its process after so many seconds; 0 never.
+        gpus: How many of this machine's GPUs it gets, if there are any; it waits until so many are free. None: it sees
+            what this process sees, and nothing is leased.
         on_line: Receives each line the stage's process prints, as it comes.
 
     Raises:
@@ -146,7 +163,7 @@ def run_stage(
         "REGRAFT_PARENT_PID": str(os.getpid()),
         "REGRAFT_TIMEOUT_S": str(timeout_s),
     }
-    with open_repository(paths) as repo, _follow(log, on_line):
+    with _devices(gpus, on_line) as devices, open_repository(paths) as repo, _follow(log, on_line):
         if drop_broken_lock(repo):
             on_line("a run was killed while it wrote DVC's list of files in use: made anew")
         if damaged := _discard_damaged(repo, name, even_if_unchanged=force):
@@ -154,7 +171,7 @@ def run_stage(
         if reads_source(repo, name):
             import_remotes(repo, paths, force=force, on_line=on_line)
         try:
-            repo.reproduce(name, single_item=True, force=force, run_env=environment)
+            repo.reproduce(name, single_item=True, force=force, run_env=environment | devices)
         except DvcException as error:
             raise _explain(error, name, log, timeout_s) from error
         except OSError as error:
@@ -164,12 +181,41 @@ def run_stage(
     return log.exists()
 
 
+def _devices(gpus: int | None, on_line: Callable[[str], None]) -> contextlib.AbstractContextManager[dict[str, str]]:
+    return contextlib.nullcontext({}) if gpus is None else leased(gpus, on_line)
+
+
+def stage_pools(root: Path) -> list[str]:
+    """Return the names of the work pools on which the project's stages run, each once."""
+    override = load_settings(Paths(root).params).placement.pool
+    with open_repository(Paths(root)) as repo:
+        return sorted({override or (stage.meta or {}).get("pool", DEFAULT_POOL) for stage in _ordered(repo)})
+
+
+def makers(root: Path, outputs: Sequence[str]) -> list[str]:
+    """Return the names of the stages that make `outputs` (paths as in dvc.yaml), in running order."""
+    with open_repository(Paths(root)) as repo:
+        return [stage.name for stage in _ordered(repo) if any(out.def_path in outputs for out in stage.outs)]
+
+
+def reads_inputs(root: Path, name: str) -> set[str]:
+    """Return which keys of `.regraft/inputs.json` stage `name` depends on, e.g. {"source", "code.download"}."""
+    with open_repository(Paths(root)) as repo:
+        deps = repo.stage.load_one("dvc.yaml", name).deps
+        return {
+            key
+            for dep in deps
+            if isinstance(dep, ParamsDependency) and Path(dep.fs_path) == Paths(root).inputs
+            for key in dep.params
+        }
+
+
 def run_before(root: Path, name: str, *, on_line: Callable[[str], None]) -> None:
     """Run what is stale of the stages that come before `name`; arguments and errors as for `plan` and `run_stage`."""
     for stage in itertools.takewhile(lambda stage: stage.name != name, plan(root)):
         if stage.stale and is_stale(root, stage.name):
             on_line(f"running stage {stage.name}")
-            run_stage(root, stage.name, timeout_s=stage.timeout_s, on_line=on_line)
+            run_stage(root, stage.name, timeout_s=stage.timeout_s, gpus=stage.gpus, on_line=on_line)
 
 
 def restore_output(root: Path, output_hash: str, folder: Path) -> None:
@@ -258,8 +304,13 @@ def _upstream(stage: PipelineStage, stages: list[PipelineStage]) -> list[str]:
     ]
 
 
-def _reasons(stage: PipelineStage) -> list[str]:
-    """Return why `stage` must run, in a person's words; empty if it need not."""
+def _reasons(stage: PipelineStage, makers: list[PipelineStage] | None) -> list[str]:
+    """Return why `stage` must run, in a person's words; empty if it need not.
+
+    Args:
+        stage: The stage.
+        makers: None: the files here count; else all stages: what dvc.lock says of their outputs counts.
+    """
     if not any(out.hash_info for out in stage.outs):
         return ["has never run"]
     why = ["its definition in dvc.yaml changed"] if stage.changed_stage() else []
@@ -267,9 +318,12 @@ def _reasons(stage: PipelineStage) -> list[str]:
         if isinstance(dep, ParamsDependency):
             recorded = dep.hash_info.value if dep.hash_info else {}
             why += _differences(_without_prefix(recorded), _without_prefix(dep.read_params()))
+        elif makers is not None:
+            made = [out.hash_info for other in makers for out in other.outs if out.fs_path == dep.fs_path]
+            why += [f"{dep.def_path} is modified"] if made != [dep.hash_info] else []
         else:
             why += [f"{path} is {state}" for path, state in dep.workspace_status().items()]
-    for out in stage.outs:
+    for out in stage.outs if makers is None else ():
         why += [f"its output {path} is {state}" for path, state in out.status().items()]
     return why
 

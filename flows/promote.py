@@ -7,30 +7,34 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.pools import Pools
+from regraft.files import read_json, write_json
 from regraft.fingerprint import hash_bytes, locked_hash, release_fingerprint
 from regraft.paths import REPOSITORY, Paths
 from regraft.registry.published import CODE_COMMIT, DATA_MD5
+from regraft.registry.register import publish
 from regraft.settings import load_settings
 
 
 @task(name="promote", task_run_name="promote", tags=["cpu"], cache_policy=NO_CACHE, persist_result=False)
-def promote(root: str, flow_run_id: str) -> dict[str, Any]:
-    """Publish the project's current model: once for each fingerprint, however often it is called.
+def promote(root: str, flow_run_id: str, pools: Pools | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Publish the project's current model, here or from a worker: once for each fingerprint, however often called.
 
     Returns:
-        The fields of `regraft.registry.register.Publication`.
+        The fields of `regraft.registry.register.Publication`, and what reports/metrics.json holds.
     """
-    from regraft.registry.register import publish  # MLflow takes two seconds to import
-
-    paths = Paths(Path(root))
-    publication = publish(paths, load_settings(paths.params), lineage(paths, flow_run_id), release_fingerprint(paths))
-    get_run_logger().info(
-        "version %s %s: %s",
-        publication.version,
-        "is champion" if publication.promoted else "was not promoted",
-        "; ".join(publication.reasons),
-    )
-    return publication.as_json()
+    logger, paths = get_run_logger(), Paths(Path(root))
+    tags = lineage(paths, flow_run_id)
+    if pools is None:
+        done = publish(paths, load_settings(paths.params), tags, release_fingerprint(paths))
+        publication, metrics = done.as_json(), read_json(paths.reports / "metrics.json")
+    else:
+        result = pools.publish(tags, logger.info)
+        publication, metrics = result["publication"], result["metrics"]
+        write_json(paths.reports / "promotion.json", publication)
+    said = "is champion" if publication["promoted"] else "was not promoted"
+    logger.info("version %s %s: %s", publication["version"], said, "; ".join(publication["reasons"]))
+    return publication, metrics
 
 
 def lineage(paths: Paths, flow_run_id: str) -> dict[str, str]:

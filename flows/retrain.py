@@ -1,6 +1,5 @@
 """The flow `retrain`: plan, run each stale stage as a Prefect task, then register and promote what came out."""
 
-import json
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -13,13 +12,18 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 
-from flows import pipeline
+from flows import handover, pipeline
+from flows.pipeline import StagePlan
+from flows.pools import Pools, open_pools
 from flows.promote import promote
 from regraft import progress
 from regraft.errors import ResourceError
+from regraft.fingerprint import release_fingerprint
 from regraft.locking import project_lock
 from regraft.measures import METRICS, task_of, words
 from regraft.paths import Paths
+from regraft.registry.published import is_published
+from regraft.registry.register import read_publication
 from regraft.registry.tracking import tracking_uri
 from regraft.settings import load_settings
 
@@ -43,15 +47,18 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     logger = get_run_logger()
     paths = Paths(Path(root).resolve())
+    settings = load_settings(paths.params)
     with project_lock(paths):
-        tracking_uri(paths, load_settings(paths.params))  # a store that MLflow does not know would fail the last step
+        tracking_uri(paths, settings)  # a store that MLflow does not know would fail the last step
+        pools = open_pools(paths, settings) if settings.placement.mode == "pools" else None
+        elsewhere = pools is not None
         stages_run: list[str] = []
         stages_restored: list[str] = []
-        for stage in pipeline.plan(paths.root, force=tuple(force)):
+        for stage in pipeline.plan(paths.root, force=tuple(force), data_elsewhere=elsewhere):
             if not stage.stale:
                 logger.info("stage %s is clean", stage.name)
                 continue
-            if stage.name not in force and not pipeline.is_stale(paths.root, stage.name):
+            if stage.name not in force and not pipeline.is_stale(paths.root, stage.name, data_elsewhere=elsewhere):
                 logger.info("stage %s is clean: what it reads came out the same", stage.name)
                 continue
             logger.info("stage %s is stale: %s", stage.name, "; ".join(stage.why))
@@ -63,17 +70,21 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
                 retry_delay_seconds=RETRY_DELAY_S,
                 retry_condition_fn=may_succeed_later,
             )
-            ran = run(str(paths.root), stage.name, force=stage.name in force, timeout_s=stage.timeout_s)
+            ran = run(str(paths.root), stage, pools, force=stage.name in force)
             (stages_run if ran else stages_restored).append(stage.name)
-        publication = promote(str(paths.root), flow_run_id())
-        publish_report(paths, publication)
+        if not stages_run and not stages_restored and is_published(paths, settings, release_fingerprint(paths)):
+            logger.info("nothing has changed since the last run")
+            publication = read_publication(paths).as_json()
+        else:
+            publication, metrics = promote(str(paths.root), flow_run_id(), pools)
+            publish_report(paths, publication, metrics)
     return {"stages_run": stages_run, "stages_restored": stages_restored, "publication": publication}
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_stage(root: str, name: str, *, force: bool, timeout_s: int) -> bool:
-    """Run one stage in a process of its own; its log lines and progress become those of the task run."""
-    logger = get_run_logger()
+def run_stage(root: str, stage: StagePlan, pools: Pools | None, *, force: bool) -> bool:
+    """Run one stage, here or on a worker of its pool; its log lines and progress become those of the task run."""
+    logger, name = get_run_logger(), stage.name
     artifact = cast(UUID, create_progress_artifact(0.0, key=f"progress-{name}", description=f"stage {name}"))
 
     def show(percent: float, description: str) -> None:
@@ -87,11 +98,25 @@ def run_stage(root: str, name: str, *, force: bool, timeout_s: int) -> bool:
         if match := progress.LINE.match(line):
             show(float(match["percent"]), f"{name}: {match['text']}")
 
-    ran = pipeline.run_stage(Path(root), name, force=force, timeout_s=timeout_s, on_line=on_line)
+    if pools is not None:
+        ran = pools.run(stage, force=force, on_line=on_line)
+    else:
+        ran = (force or not is_restored(Path(root), name)) and pipeline.run_stage(
+            Path(root), name, force=force, timeout_s=stage.timeout_s, gpus=stage.gpus, on_line=on_line
+        )
     show(100.0, f"stage {name} is done")
     if not ran:
         logger.info("stage %s was restored from the cache: the same inputs were seen before", name)
     return ran
+
+
+def is_restored(root: Path, name: str) -> bool:
+    """Take the result of a stage from the project's DVC remote, if it has one that knows it; say whether."""
+    try:
+        return handover.remote_of(root) is not None and handover.restore(root, name)
+    except ResourceError as error:
+        get_run_logger().warning("%s This stage goes on without it.", error)
+        return False
 
 
 def may_succeed_later(_task: Any, _run: TaskRun, state: State) -> bool:
@@ -106,9 +131,8 @@ def flow_run_id() -> str:
     return str(context.flow_run.id) if context and context.flow_run else ""
 
 
-def publish_report(paths: Paths, publication: dict[str, Any]) -> None:
+def publish_report(paths: Paths, publication: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Show the test numbers, the decision and where the report is, beside the run in Prefect."""
-    metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))
     test = metrics["test"]
     rows = [
         f"| {words(name)} | {test[name]['value']:.4f} | {test[name]['low']:.4f} to {test[name]['high']:.4f} |"
@@ -126,7 +150,7 @@ def publish_report(paths: Paths, publication: dict[str, Any]) -> None:
                 "|---|---|---|",
                 *rows,
                 "",
-                f"Full report: `{(paths.reports / 'report.html').relative_to(paths.root)}` in the project, "
+                f"Full report: `{(paths.reports / 'report.html').relative_to(paths.root)}` where the last stage ran, "
                 f"and with MLflow run `{publication['run_id']}`.",
             ]
         ),

@@ -33,13 +33,13 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
 
-from regraft import services
+from regraft import gpus, services
 from regraft.errors import RegraftError, ResourceError
 from regraft.locking import exclusive
 from regraft.paths import REPOSITORY
 from regraft.processes import start, stop
 from regraft.registry import tracking
-from regraft.services import NAMES, POOLS, SERVERS, Service
+from regraft.services import NAMES, POOLS, SERVERS, WORKERS, Service
 from regraft.state import state_folder
 
 log = logging.getLogger(__name__)
@@ -99,14 +99,17 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
             if name in missing:
                 _require_free(name, host, port)
         with ExitStack() as undo:
-            for name in missing:
-                undo.callback(_end, name, alive)
-                alive[name] = _start(name, host, addresses)
-                services.save(alive)
-                _wait_until_healthy(alive[name])
-                if name == "prefect":
-                    _make_pools(addresses[name])
-            if "worker-cpu" in missing or "worker-gpu" in missing:
+            for group in (SERVERS, WORKERS):  # those of a group start side by side
+                starting = [name for name in group if name in missing]
+                for name in starting:
+                    undo.callback(_end, name, alive)
+                    alive[name] = _start(name, host, addresses)
+                    services.save(alive)
+                for name in starting:
+                    _wait_until_healthy(alive[name])
+                if group is SERVERS:
+                    _make_pools(addresses["prefect"])
+            if not set(missing).isdisjoint(WORKERS):
                 _record_crashes(addresses["prefect"])
             undo.pop_all()
         return {name: alive[name] for name in NAMES}
@@ -215,11 +218,11 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight processes for what is not used here
     else:
         pool = name.removeprefix("worker-")
-        # A process worker hands out no devices: one run at a time has the GPUs.
-        limit = 1 if pool == "gpu" else max(1, (os.cpu_count() or 1) // 2)
-        module = ["prefect", "worker", "start", "--type", "process", "--pool", pool, "--limit", str(limit)]
+        limits = {"gpu": max(1, len(gpus.present())), "cpu": max(1, (os.cpu_count() or 1) // 2)}
+        module = ["prefect", "worker", "start", "--type", "process", "--pool", pool]
+        module += ["--limit", str(limits[pool])] if pool in limits else []
         module += ["--name", _worker_name(pool), "--install-policy", "never"]
-        environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"  # 10 unless told so: half of a short run's time
+        environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"  # 10 unless told so: half of a short run's time
     mine = {variable: value for variable, value in environment.items() if variable in ALWAYS}
     defaults = {variable: value for variable, value in environment.items() if variable not in os.environ}
     process = start(

@@ -157,11 +157,12 @@ def plan(root: Root = HERE, as_json: AsJson = False) -> None:
     from flows import pipeline
     from regraft.locking import is_running
 
-    paths = Paths(root.resolve())
+    paths, settings = _project(root)
     running = is_running(paths)
     if running:
         typer.echo("a run is at work; this is the plan with the code and the source as it found them", err=True)
-    stages = pipeline.plan(paths.root, refresh=not running)
+    elsewhere = settings.placement.mode == "pools"
+    stages = pipeline.plan(paths.root, refresh=not running, data_elsewhere=elsewhere)
     if as_json:
         _print_json(
             {"stages": [{"name": s.name, "stale": s.stale, "why": list(s.why), "pool": s.pool} for s in stages]}
@@ -195,8 +196,9 @@ def run(
 
     paths, settings = _project(root)
     forced = tuple(force or ())
+    elsewhere = settings.placement.mode == "pools"
     with project_lock(paths):
-        if not any(stage.stale for stage in pipeline.plan(paths.root, force=forced)):
+        if not any(stage.stale for stage in pipeline.plan(paths.root, force=forced, data_elsewhere=elsewhere)):
             from regraft.registry.published import is_published
             from regraft.registry.register import read_publication
 
@@ -685,6 +687,8 @@ def deploy(
         _print_json(made)
         return
     typer.echo(f"deployed {' and '.join(made['deployments'])} to the pool {made['pool']}")
+    if made["shared"]:
+        typer.echo(f"and, for all projects, {' and '.join(made['shared'])}")
     typer.echo(f"PREFECT_API_URL={address} prefect deployment run {made['deployments'][0]}")
 
 
@@ -800,14 +804,17 @@ def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> No
     publication = outcome["publication"]
     from regraft.measures import headline, task_of
 
-    metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))
+    file = paths.reports / "metrics.json"  # not here if the last stage ran on another machine
     ran, restored = outcome["stages_run"], outcome["stages_restored"]
     said = ", ".join(ran) if ran else "none" if restored else "none, nothing has changed"
     typer.echo(f"stages run: {said}" + (f"; restored from the cache: {', '.join(restored)}" if restored else ""))
-    typer.echo(f"test {headline(task_of(metrics), metrics['test'])}")
+    if file.exists():
+        metrics = json.loads(file.read_text("utf-8"))
+        typer.echo(f"test {headline(task_of(metrics), metrics['test'])}")
     verdict = f"is models:/{publication['name']}@champion" if publication["promoted"] else "is registered, not promoted"
     typer.echo(f"version {publication['version']} {verdict}: {'; '.join(publication['reasons'])}")
-    typer.echo(f"report: {paths.reports / 'report.html'}")
+    report = paths.reports / "report.html"
+    typer.echo(f"report: {report}" if report.exists() else f"report: with MLflow run {publication['run_id']}")
 
 
 def _print_rows(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -8,8 +8,11 @@ from regraft.processes import Process
 from regraft.state import services_file, state_folder
 
 SERVERS = ("prefect", "mlflow")
-POOLS = ("cpu", "gpu")
-NAMES = (*SERVERS, *(f"worker-{pool}" for pool in POOLS))  # in the order of their start
+STAGE_POOLS = ("cpu", "gpu")
+# The last is for runs that only wait for stages on other pools: they must not take the places of these.
+POOLS = (*STAGE_POOLS, "flows")
+WORKERS = tuple(f"worker-{pool}" for pool in POOLS)
+NAMES = (*SERVERS, *WORKERS)  # in the order of their start
 
 
 @dataclass(frozen=True)

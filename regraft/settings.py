@@ -225,7 +225,9 @@ class PromoteSettings(Section):
 class PlacementSettings(Section):
     """Where stages run."""
 
+    mode: Literal["local", "pools"] = "local"
     pool: str | None = None
+    gpus: Annotated[int, Field(ge=1)] = 1
 
 
 class TrackingSettings(Section):

@@ -1,6 +1,6 @@
 """Remote sources: which URLs they are, where their copies lie, and which version of them counts.
 
-DVC does the importing, in flows/pipeline.py; stages know the files that it leaves. Planning looks at each remote and
+DVC does the importing, in flows/imports.py; stages know the files that it leaves. Planning looks at each remote and
 notes the version it saw in `.regraft/remotes.json`. A run then imports what is new to `imports/`, where a `.dvc` file
 beside the copy, made for git, records URL, version and checksum.
 """
@@ -25,7 +25,7 @@ EXTRAS = {
 }  # fmt: skip
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET = re.compile(r"token|secret|signature|password|credential|api.?key|^sig$|^key$", re.IGNORECASE)
-_NOTES = "remotes.json"
+NOTES = "remotes.json"  # below .regraft
 
 
 def url_of(place: str) -> str | None:
@@ -87,8 +87,8 @@ def copy_of(url: str, project: Path) -> Path:
 
 def write_planned(state: Path, versions: dict[str, dict[str, Any]]) -> None:
     """Note the version of each URL that planning saw."""
-    if not (state / _NOTES).is_file() or read_json(state / _NOTES) != versions:
-        write_json(state / _NOTES, versions)
+    if not (state / NOTES).is_file() or read_json(state / NOTES) != versions:
+        write_json(state / NOTES, versions)
 
 
 def planned_version(state: Path, url: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def planned_version(state: Path, url: str) -> dict[str, Any]:
     Raises:
         DataError: If it has not looked.
     """
-    versions = read_json(state / _NOTES) if (state / _NOTES).is_file() else {}
+    versions = read_json(state / NOTES) if (state / NOTES).is_file() else {}
     if url not in versions:
         raise DataError(f"nobody has looked at {url} yet; `regraft plan` does, and so does `regraft run`.")
     return dict(versions[url])

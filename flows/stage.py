@@ -1,0 +1,55 @@
+"""What workers of the pools run: the flow `run-stage`, one stage of a project, and `publish`, its last step.
+
+What a run comes to is left as an artifact of it, which whoever dispatched it reads from the server: a result on the
+worker's disk would be out of reach.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import Artifact
+
+from flows import workspace
+from flows.handover import NotInRemote
+from flows.pipeline import StageFailed
+from flows.workspace import Errand, Parcel
+from regraft.errors import RegraftError
+
+RESULT = "regraft-result"  # type of the artifact
+
+
+@flow(name="run-stage", persist_result=False)
+def run_stage(parcel: Parcel, errand: Errand) -> None:
+    """Run one stage on this machine; see `flows.workspace.run_errand`."""
+    with _leaving() as leave:
+        leave(workspace.run_errand(parcel, errand, get_run_logger().info))
+
+
+@flow(name="publish", persist_result=False)
+def publish(parcel: Parcel, lineage: dict[str, str], tracking: str) -> None:
+    """Register and judge a project's model from this machine; see `flows.workspace.publish`."""
+    with _leaving() as leave:
+        leave(workspace.publish(parcel, lineage, tracking, get_run_logger().info))
+
+
+@contextmanager
+def _leaving() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield what leaves a result with the run; an error of the block is left with it, too."""
+    try:
+        yield _leave
+    except RegraftError as error:
+        _leave(
+            {
+                "error": str(error),
+                "exit_code": error.exit_code,
+                "was_killed": isinstance(error, StageFailed) and error.was_killed,
+                "missing": list(error.outputs) if isinstance(error, NotInRemote) else [],
+            }
+        )
+        raise
+
+
+def _leave(result: dict[str, Any]) -> None:
+    Artifact(type=RESULT, description="What came of the run, for the run that waits for it", data=result).create()

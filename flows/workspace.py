@@ -1,0 +1,186 @@
+"""A project as a worker of a pool sees it: a folder on the worker's machine, made from what the run sent along."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from flows import handover, pipeline
+from flows.repository import start_project
+from regraft.data import remotes
+from regraft.errors import RegraftError, ResourceError
+from regraft.files import read_json, write_json, write_text
+from regraft.fingerprint import code_fingerprint, hash_json, moved_inputs, release_fingerprint
+from regraft.locking import project_lock
+from regraft.paths import Paths
+from regraft.settings import load_settings
+from regraft.state import state_folder
+
+LOCK_PATIENCE_S = 120.0  # for a run of the same project that was cancelled a moment ago
+MOST_NAMED = 5
+
+
+class Parcel(BaseModel):
+    """What a worker needs to know of a project: its small files, and where the large ones are.
+
+    Attributes:
+        project: The project's name.
+        home: Tells it from other projects of that name: a hash of where it lies.
+        params: The text of params.yaml.
+        graph: The text of dvc.yaml.
+        lock: The text of dvc.lock.
+        inputs: What .regraft/inputs.json holds.
+        versions: Of remote sources, as planning saw them.
+        remote: The DVC remote, see `flows.handover.remote_of`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    project: str
+    home: str
+    params: str
+    graph: str
+    lock: str
+    inputs: dict[str, Any]
+    versions: dict[str, Any]
+    remote: dict[str, Any]
+
+
+class Errand(BaseModel):
+    """A stage to run.
+
+    Attributes:
+        stage: Its name in dvc.yaml.
+        force: Run it even if a result of the same inputs is known.
+        repair: Look whether the remote really holds what it is known to hold.
+        timeout_s: Stop it after so many seconds; 0 never.
+        gpus: How many GPUs it gets on a machine that has some.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    force: bool = False
+    repair: bool = False
+    timeout_s: int = 0
+    gpus: int = 0
+
+
+def pack(paths: Paths, name: str, remote: dict[str, Any]) -> Parcel:
+    """Return what a worker needs to know of the project at `paths` as it was planned."""
+    versions = paths.state / remotes.NOTES
+    return Parcel(
+        project=name,
+        home=home_of(paths),
+        params=paths.params.read_text("utf-8"),
+        graph=paths.graph.read_text("utf-8"),
+        lock=paths.lock.read_text("utf-8") if paths.lock.exists() else "",
+        inputs=read_json(paths.inputs),
+        versions=read_json(versions) if versions.exists() else {},
+        remote=remote,
+    )
+
+
+def home_of(paths: Paths) -> str:
+    """Return what tells the project at `paths` of this machine from every other: 12 hexadecimal digits."""
+    return hash_json([socket.gethostname(), str(paths.root)])[:12]
+
+
+@contextmanager
+def unpacked(parcel: Parcel, on_line: Callable[[str], None]) -> Iterator[Paths]:
+    """Make or renew the folder of the project on this machine; yield it, locked against other runs."""
+    root = state_folder() / "workspaces" / f"{parcel.project}-{parcel.home}"
+    root.mkdir(parents=True, exist_ok=True)
+    paths = Paths(root)
+    with _locked(paths, on_line):
+        if not (root / ".dvc").is_dir():
+            start_project(root)
+        for file, text in ((paths.params, parcel.params), (paths.graph, parcel.graph), (paths.lock, parcel.lock)):
+            if text:
+                write_text(file, text)
+            else:
+                file.unlink(missing_ok=True)
+        write_json(paths.inputs, parcel.inputs)
+        remotes.write_planned(paths.state, parcel.versions)
+        handover.use_remote(root, parcel.remote)
+        yield paths
+
+
+@contextmanager
+def _locked(paths: Paths, on_line: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of the workspace, after waiting for a run that was told to end."""
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(project_lock(paths))
+                break
+            except ResourceError as error:
+                if time.monotonic() > deadline:
+                    raise
+                on_line(str(error))
+                time.sleep(5.0)
+        yield
+
+
+def run_errand(parcel: Parcel, errand: Errand, on_line: Callable[[str], None]) -> dict[str, Any]:
+    """Run a stage here and push what it makes.
+
+    Returns:
+        {"ran": whether its process ran, or else a known result was taken, "entry": its entry for dvc.lock,
+        "host": this machine, "seconds": all of it took}
+
+    Raises:
+        NotInRemote: If what the stage reads cannot be had.
+        RegraftError: If this machine has another version of Regraft, or lacks something that the stage reads.
+        StageFailed: As for `flows.pipeline.run_stage`.
+    """
+    started = time.monotonic()
+    with unpacked(parcel, on_line) as paths:
+        name = errand.stage
+        _require_same(paths, name)
+        handover.fetch_inputs(paths.root, name)
+        ran = False
+        if errand.force or not handover.restore(paths.root, name):
+            options: dict[str, Any] = {"timeout_s": errand.timeout_s, "gpus": errand.gpus, "on_line": on_line}
+            ran = pipeline.run_stage(paths.root, name, force=errand.force, **options)
+        handover.push(paths.root, name, repair=errand.repair)
+        entry = handover.lock_entry(paths.root, name)
+    return {"ran": ran, "entry": entry, "host": socket.gethostname(), "seconds": round(time.monotonic() - started, 1)}
+
+
+def publish(parcel: Parcel, lineage: dict[str, str], tracking: str, on_line: Callable[[str], None]) -> dict[str, Any]:
+    """Register and judge the project's model from here, where MLflow is `tracking` unless this machine's says else.
+
+    Returns:
+        {"publication": see `regraft.registry.register.Publication`, "metrics": what reports/metrics.json holds}
+    """
+    from regraft.registry.register import publish as register  # MLflow takes two seconds to import
+
+    os.environ.setdefault("MLFLOW_TRACKING_URI", tracking)
+    with unpacked(parcel, on_line) as paths:
+        handover.fetch_below(paths.root, [paths.reports, paths.serving, paths.prepared])
+        done = register(paths, load_settings(paths.params), lineage, release_fingerprint(paths))
+        return {"publication": done.as_json(), "metrics": read_json(paths.reports / "metrics.json")}
+
+
+def _require_same(paths: Paths, stage: str) -> None:
+    """Raise RegraftError unless this machine has the code, and what else lies outside a project, that was planned."""
+    here, planned = code_fingerprint(stage), read_json(paths.inputs)["code"].get(stage, {})
+    differ = sorted(name for name in here.keys() | planned.keys() if here.get(name) != planned.get(name))
+    if differ:
+        named = ", ".join(differ[:MOST_NAMED]) + (f" and {len(differ) - MOST_NAMED} more" * (len(differ) > MOST_NAMED))
+        raise RegraftError(
+            f"the worker on {socket.gethostname()} runs another version of Regraft than the run that sent it stage "
+            f"{stage}; these differ: {named}. Install the same commit with the same lock file on both, and restart the "
+            "worker."
+        )
+    if moved := moved_inputs(paths, load_settings(paths.params), stage):
+        raise RegraftError(
+            f"{' and '.join(moved)} that stage {stage} reads on {socket.gethostname()} differs from what the run saw "
+            "where it was planned. Make them equal, or name what lies where every worker can read it."
+        )
