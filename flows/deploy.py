@@ -31,8 +31,9 @@ ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLi
 
 
 def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, timezone: str) -> dict[str, Any]:
-    """Make or update the deployments of a project and return
-    {"deployments": [names], "shared": [names], "pool": name}.
+    """Make or update the deployments of a project.
+
+    Returns {"deployments": its own, "shared": those of all projects, "pool": where its own `retrain` runs}.
 
     A worker of the pool imports the flows from this installation, wherever it was started. One run of a deployment at
     a time, the next one waits: a second run of a project would be refused by its lock.
@@ -96,7 +97,7 @@ def _check(paths: Paths, name: str, pools: set[str], address: str) -> None:
                 client.read_work_pool(pool)
             except ObjectNotFound:
                 raise RegraftError(
-                    f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu, gpu and flows; "
+                    f"the Prefect server at {address} has no work pool {pool!r}. `regraft up` makes cpu, gpu, flows; "
                     f"make others by `prefect work-pool create {pool} --type process`. Or correct placement.pool in "
                     "params.yaml."
                 ) from None

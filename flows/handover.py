@@ -114,7 +114,7 @@ def _fetch(repo: Repo, outs: Sequence[Output]) -> None:
         if missing := [out for out in lacking if out.changed_cache()]:
             where = f"nor, whole and unchanged, in the DVC remote {_url(repo)}"
             raise NotInRemote(_not_there(missing, where), _names(missing))
-    changed = [out.def_path for out in outs if out.changed_checksum()]
+    changed = [out.def_path for out in outs if out.status()]
     if changed:
         repo.checkout(targets=changed, force=True)
 

@@ -4,6 +4,7 @@ A stage is dispatched under a key made of all that decides its result, so a run 
 what it had dispatched, and waits for it or takes its result; nothing is dispatched twice.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -266,7 +267,7 @@ def _wait(client: SyncPrefectClient, run_id: UUID, on_line: OnLine) -> FlowRun:
             time.sleep(POLL_S)
             continue
         for line in lines:
-            if line.name == "prefect.flow_runs":  # what the run itself says, not its worker
+            if line.name == stage.LOGGER:  # neither its worker nor Prefect itself
                 on_line(line.message)
         seen += len(lines)
         if run.state is not None and run.state.is_final() and not lines:
@@ -284,7 +285,7 @@ def _why_it_waits(client: SyncPrefectClient, run: FlowRun) -> str:
     if client.read_work_pool(pool).status == WorkPoolStatus.READY:
         return f"waiting: the workers of the pool {pool} are busy"
     return (
-        f"waiting: no worker of the pool {pool} has been heard of lately. Start one: `regraft up` where the servers are, "
+        f"waiting: no worker of the pool {pool} was heard of lately. Start one: `regraft up` where the servers are, "
         f"`prefect worker start --pool {pool}` on others."
     )
 
@@ -312,8 +313,8 @@ def _result(client: SyncPrefectClient, run_id: UUID) -> dict[str, Any] | None:
             flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), type=ArtifactFilterType(any_=[stage.RESULT])
         )
     )
-    data = found[0].data if found else None
-    return data if isinstance(data, dict) else None
+    result = json.loads(str(found[0].data)) if found else None
+    return result if isinstance(result, dict) else None
 
 
 @contextmanager

@@ -6,10 +6,11 @@ worker's disk would be out of reach.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import Artifact
+from prefect.logging.loggers import PrefectLogAdapter
 
 from flows import workspace
 from flows.handover import NotInRemote
@@ -18,20 +19,21 @@ from flows.workspace import Errand, Parcel
 from regraft.errors import RegraftError
 
 RESULT = "regraft-result"  # type of the artifact
+LOGGER = "prefect.flow_runs.stage"  # of what the stage says, among all that the run logs
 
 
 @flow(name="run-stage", persist_result=False)
 def run_stage(parcel: Parcel, errand: Errand) -> None:
     """Run one stage on this machine; see `flows.workspace.run_errand`."""
     with _leaving() as leave:
-        leave(workspace.run_errand(parcel, errand, get_run_logger().info))
+        leave(workspace.run_errand(parcel, errand, _sayer()))
 
 
 @flow(name="publish", persist_result=False)
 def publish(parcel: Parcel, lineage: dict[str, str], tracking: str) -> None:
     """Register and judge a project's model from this machine; see `flows.workspace.publish`."""
     with _leaving() as leave:
-        leave(workspace.publish(parcel, lineage, tracking, get_run_logger().info))
+        leave(workspace.publish(parcel, lineage, tracking, _sayer()))
 
 
 @contextmanager
@@ -49,6 +51,12 @@ def _leaving() -> Iterator[Callable[[dict[str, Any]], None]]:
             }
         )
         raise
+
+
+def _sayer() -> Callable[[str], None]:
+    """Return what logs a line of the stage, from any thread."""
+    logger = get_run_logger()
+    return cast(PrefectLogAdapter, logger).getChild("stage").info
 
 
 def _leave(result: dict[str, Any]) -> None:
