@@ -3,6 +3,8 @@
 With `placement.mode: pools` also those that projects share: `run-stage/POOL` for each pool of stages, `publish/POOL`.
 """
 
+import logging
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,32 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows import pipeline
+from flows import automations, pipeline
 from flows.retrain import retrain
 from flows.score import score
 from flows.stage import publish, run_stage
+from flows.watchdog import watchdog
 from regraft.errors import RegraftError, ResourceError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import Settings
 
+log = logging.getLogger(__name__)
+
 FLOWS_POOL = "flows"  # of runs that wait for stages on other pools, whose places they must not take
-ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+WATCHDOG = "all"  # its deployment, which all projects share
+WATCH_EVERY = timedelta(minutes=10)
 
 
-def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, timezone: str) -> dict[str, Any]:
+def deploy(
+    paths: Paths,
+    settings: Settings,
+    address: str,
+    cron: str | None,
+    timezone: str,
+    *,
+    refuse_second: bool = False,
+    notify: str | None = None,
+) -> dict[str, Any]:
     """Make or update the deployments of a project.
 
     Returns {"deployments": its own, "shared": those of all projects, "pool": where its own `retrain` runs}.
@@ -44,6 +59,8 @@ def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, tim
         address: Of the Prefect server's API.
         cron: When to retrain, e.g. "0 3 * * *"; None: by hand only.
         timezone: In which `cron` is meant, e.g. Europe/Berlin.
+        refuse_second: Cancel a run that comes while another of the same deployment is at work; else it waits.
+        notify: URL to which the server posts a message when a run of the project fails or crashes.
 
     Raises:
         RegraftError: If the schedule is none, there is no such pool, or another project has the name.
@@ -56,10 +73,11 @@ def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, tim
     with temporary_settings({PREFECT_API_URL: address}):
         try:
             _check(paths, settings.name, {pool, home, *stage_pools}, address)
+            collision = ConcurrencyLimitStrategy.CANCEL_NEW if refuse_second else ConcurrencyLimitStrategy.ENQUEUE
             own: dict[str, Any] = {
                 "parameters": {"root": str(paths.root)},
                 "tags": ["regraft", settings.name],
-                "concurrency_limit": ONE_AT_A_TIME,
+                "concurrency_limit": ConcurrencyLimitConfig(limit=1, collision_strategy=collision),
                 "job_variables": {"env": {"PYTHONPATH": str(REPOSITORY)}},
             }
             made = [
@@ -67,6 +85,7 @@ def deploy(paths: Paths, settings: Settings, address: str, cron: str | None, tim
                 _apply(score, settings.name, home, **own),
             ]
             # A worker takes these from the installation that it was started from, which need not lie where this does.
+            _watch(settings.name, pool, notify)
             shared = [_apply(run_stage, each, each) for each in stage_pools]
             shared += [_apply(publish, home, home)] if stage_pools else []
         except httpx.HTTPError as error:
@@ -87,6 +106,23 @@ def _schedule(cron: str, timezone: str) -> Schedule:
             'hour, day, month and weekday ("0 3 * * *": daily at 3:00), and a zone such as Europe/Berlin or UTC.'
         ) from None
     return Schedule(cron=cron, timezone=timezone)
+
+
+def _watch(name: str, pool: str, url: str | None) -> None:
+    """Have the server notice crashes and begin crashed runs again, and tell `url` of failures."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(FLOWS_POOL)
+            pool = FLOWS_POOL
+        except ObjectNotFound:
+            log.debug("no pool %s: the watchdog runs on the pool %s", FLOWS_POOL, pool)
+        # In this installation, as for `retrain`; one for all projects, and one run of it at a time.
+        environment = {"env": {"PYTHONPATH": str(REPOSITORY)}}
+        one = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+        often = [Schedule(interval=WATCH_EVERY)]
+        _apply(watchdog, WATCHDOG, pool, schedules=often, job_variables=environment, concurrency_limit=one)
+        automations.watch(client, client.read_deployment_by_name(f"{watchdog.name}/{WATCHDOG}").id)
+        automations.notify(client, name, url)
 
 
 def _check(paths: Paths, name: str, pools: set[str], address: str) -> None:

@@ -1,5 +1,6 @@
 """The flow `retrain`: plan, run each stale stage as a Prefect task, then register and promote what came out."""
 
+import time
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -16,7 +17,7 @@ from flows import handover, pipeline
 from flows.pipeline import StagePlan
 from flows.pools import Pools, open_pools
 from flows.promote import promote
-from regraft import progress
+from regraft import durations, progress
 from regraft.errors import ResourceError
 from regraft.fingerprint import release_fingerprint
 from regraft.locking import project_lock
@@ -98,6 +99,7 @@ def run_stage(root: str, stage: StagePlan, pools: Pools | None, *, force: bool) 
         if match := progress.LINE.match(line):
             show(float(match["percent"]), f"{name}: {match['text']}")
 
+    started = time.monotonic()
     if pools is not None:
         ran = pools.run(stage, force=force, on_line=on_line)
     else:
@@ -105,6 +107,8 @@ def run_stage(root: str, stage: StagePlan, pools: Pools | None, *, force: bool) 
             Path(root), name, force=force, timeout_s=stage.timeout_s, gpus=stage.gpus, on_line=on_line
         )
     show(100.0, f"stage {name} is done")
+    if ran:
+        durations.note(Paths(Path(root)), name, time.monotonic() - started, stage.pool)
     if not ran:
         logger.info("stage %s was restored from the cache: the same inputs were seen before", name)
     return ran

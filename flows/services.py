@@ -202,6 +202,7 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         "REGRAFT_STATE": str(folder),
         "PREFECT_API_URL": addresses["prefect"],
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # in s, 30 is the least; the server takes three missed for a crash
         # A run is found by the name of its module; so the worker needs no working copy of its own.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         **tracking.MLFLOW_ENVIRONMENT,

@@ -155,6 +155,7 @@ def init(
 def plan(root: Root = HERE, as_json: AsJson = False) -> None:
     """Show which stages are stale, and why, without running anything."""
     from flows import pipeline
+    from regraft import durations
     from regraft.locking import is_running
 
     paths, settings = _project(root)
@@ -165,20 +166,53 @@ def plan(root: Root = HERE, as_json: AsJson = False) -> None:
     stages = pipeline.plan(paths.root, refresh=not running, data_elsewhere=elsewhere)
     if as_json:
         _print_json(
-            {"stages": [{"name": s.name, "stale": s.stale, "why": list(s.why), "pool": s.pool} for s in stages]}
+            {
+                "stages": [
+                    {
+                        "name": s.name,
+                        "stale": s.stale,
+                        "why": list(s.why),
+                        "pool": s.pool,
+                        "estimate_s": durations.estimate_s(paths, s.name),
+                    }
+                    for s in stages
+                ]
+            }
         )
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("stage", "state", "pool", "why"):
+    for heading in ("stage", "state", "pool", "took", "why"):
         table.add_column(heading, overflow="fold")
     for stage in stages:
         shown = [*stage.why[:6], *([f"and {len(stage.why) - 6} more (--json lists all)"] if len(stage.why) > 6 else [])]
         state = "[yellow]stale[/]" if stage.stale else "[green]clean[/]"
-        table.add_row(stage.name, state, stage.pool, "\n".join(shown).replace("[", r"\["))
+        took = durations.estimate_s(paths, stage.name)
+        spent = "" if took is None else f"{took:.0f} s"
+        table.add_row(stage.name, state, stage.pool, spent, "\n".join(shown).replace("[", r"\["))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+    estimates = [durations.estimate_s(paths, stage.name) for stage in stages if stage.stale]
+    known = [seconds for seconds in estimates if seconds is not None]
+    if known:
+        unknown = len(estimates) - len(known)
+        besides = f", and {unknown} stage(s) that never ran" if unknown else ""
+        typer.echo(f"what is stale took {sum(known):.0f} s last time{besides}")
+
+
+@app.command()
+def logs(
+    stage: Annotated[str | None, typer.Argument(help="Only what this stage said.")] = None, root: Root = HERE
+) -> None:
+    """Show what the last run of the project said: from the Prefect server in use, or from the log files here."""
+    import flows.logs
+    from regraft.state import server
+
+    paths, _ = _project(root)
+    address = os.environ.get("PREFECT_API_URL") or server("prefect")
+    for line in flows.logs.of_server(paths, address, stage) if address else flows.logs.of_project(paths, stage):
+        typer.echo(line)
 
 
 @app.command()
@@ -663,12 +697,19 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def deploy(
+    *,
     root: Root = HERE,
     cron: Annotated[
         str | None,
         typer.Option(help='When to retrain, as "0 3 * * *"; without it by hand only.', show_default=False),
     ] = None,
     timezone: Annotated[str, typer.Option(help="That of --cron, as Europe/Berlin.")] = "UTC",
+    refuse_second: Annotated[
+        bool, typer.Option("--refuse-second", help="A run that comes while one is at work is cancelled; else it waits.")
+    ] = False,
+    notify: Annotated[
+        str | None, typer.Option(help="URL that is told when a run fails or crashes (a webhook).", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make or update the project's deployments in Prefect: retrain/NAME, with the schedule, and score/NAME."""
@@ -682,7 +723,7 @@ def deploy(
         )
     import flows.deploy
 
-    made = flows.deploy.deploy(paths, settings, address, cron, timezone)
+    made = flows.deploy.deploy(paths, settings, address, cron, timezone, refuse_second=refuse_second, notify=notify)
     if as_json:
         _print_json(made)
         return

@@ -1,0 +1,92 @@
+"""What a Prefect server does by itself when something dies: crashes are noticed, runs begun again, people told."""
+
+from datetime import timedelta
+from typing import cast
+from uuid import UUID
+
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, RunDeployment
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from pydantic import SecretStr
+
+from flows.watchdog import TAG
+
+HEARTBEAT = "prefect.flow-run.heartbeat"
+ENDED = tuple(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed"))
+SILENCE_S = 90  # with a heartbeat every 30 s: three missed
+Resource = dict[str, str | list[str]]
+ANY_RUN: Resource = {"prefect.resource.id": "prefect.flow-run.*"}
+MESSAGE = (
+    '{"text": "{{ flow.name }} {{ flow_run.name }} of {{ deployment.name }} ended as {{ flow_run.state.name }}: '
+    '{{ flow_run.state.message | replace(\'"\', "\'") | replace("\\n", " ") }}"}'
+)
+
+
+def watch(client: SyncPrefectClient, watchdog: UUID) -> None:
+    """Have the server record runs as crashed that fall silent, and run the deployment `watchdog` after each crash."""
+    _put(
+        client,
+        "regraft: a run that is silent has crashed",
+        EventTrigger(
+            match=ANY_RUN,
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *ENDED},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENCE_S),
+        ),
+        ChangeFlowRunState.model_validate(
+            {"state": StateType.CRASHED, "message": f"Nothing was heard of it for {SILENCE_S} s."}
+        ),
+    )
+    _put(
+        client,
+        "regraft: after a crash, the watchdog",
+        EventTrigger(
+            match=ANY_RUN,
+            match_related=_tagged(TAG),
+            expect={"prefect.flow-run.Crashed"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        RunDeployment.model_validate({"source": "selected", "deployment_id": watchdog}),
+    )
+
+
+def notify(client: SyncPrefectClient, project: str, url: str | None) -> None:
+    """Have the server post a message to `url` when a run of `project` fails or crashes; None: no longer."""
+    name = f"regraft: tell that a run of {project} failed"
+    if url is None:
+        for found in client.read_automations_by_name(name):
+            client.delete_automation(found.id)
+        return
+    block = cast(UUID, Webhook(url=SecretStr(url)).save(f"regraft-{project}".lower().replace("_", "-"), overwrite=True))
+    _put(
+        client,
+        name,
+        EventTrigger(
+            match=ANY_RUN,
+            match_related=_tagged(project),
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        CallWebhook(block_document_id=block, payload=MESSAGE),
+    )
+
+
+def _tagged(tag: str) -> Resource:
+    return {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
+
+
+def _put(client: SyncPrefectClient, name: str, trigger: EventTrigger, action: ActionTypes) -> None:
+    """Make the automation `name`, or bring it up to date."""
+    wanted = AutomationCore(name=name, trigger=trigger, actions=[action])
+    found = client.read_automations_by_name(name)
+    if found:
+        client.update_automation(found[0].id, wanted)
+    else:
+        client.create_automation(wanted)
