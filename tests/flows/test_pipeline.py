@@ -20,58 +20,16 @@ from regraft.locking import is_running, project_lock
 from regraft.paths import REPOSITORY
 from regraft.project import create
 from regraft.settings import load_settings
-
-GRAPH = """
-stages:
-  download:
-    cmd: {download}
-    params:
-    - .regraft/inputs.json: [source, code.download]
-    outs: [raw.txt]
-    meta: {{pool: cpu, timeout_s: 60, retries: 2}}
-  preprocess:
-    cmd: {preprocess}
-    deps: [raw.txt]
-    params:
-    - preprocess
-    - .regraft/inputs.json: [code.preprocess]
-    outs: [prepared.txt]
-    meta: {{pool: gpu}}
-"""
+from tests.flows.quick_graph import commands_run, make_quick_project, write_graph
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A project of two quick stages over a folder of two files."""
-    source = tmp_path / "source"
-    for label in ("cat", "dog"):
-        (source / label).mkdir(parents=True)
-        (source / label / "1.png").write_bytes(b"not looked into")
-    paths = create(tmp_path / "project", source=f"folder:{source}", name="pets", kind="image")
-    write_graph(paths)
-    repository.start_project(paths.root)
-    return paths
-
-
-DOWNLOAD = "ls $SOURCE > raw.txt; echo download >> ran.txt"
-PREPROCESS = "head -c 3 raw.txt > prepared.txt; echo preprocess >> ran.txt"
-
-
-def write_graph(paths, *, download=DOWNLOAD, preprocess=PREPROCESS):
-    source = paths.root.parent / "source"
-    paths.graph.write_text(GRAPH.format(download=download.replace("$SOURCE", str(source)), preprocess=preprocess))
+    return make_quick_project(tmp_path)
 
 
 def plan(paths):
     return {stage.name: stage for stage in pipeline.plan(paths.root)}
-
-
-def commands_run(paths):
-    """Return the stages whose commands ran, oldest first, and forget them."""
-    ran = paths.root / "ran.txt"
-    names = ran.read_text().split() if ran.exists() else []
-    ran.unlink(missing_ok=True)
-    return names
 
 
 def run_all(paths):

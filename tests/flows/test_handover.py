@@ -1,0 +1,164 @@
+"""Stages that run on another machine, without one: what is sent, what comes back, and what may go wrong between."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows import handover, pipeline, pools, repository, workspace
+from flows.handover import NotInRemote
+from flows.workspace import Errand
+from regraft.errors import RegraftError, ResourceError, SettingsError
+from regraft.paths import Paths
+from regraft.settings import load_settings
+from tests.flows.quick_graph import commands_run, make_quick_project, write_graph
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a DVC remote, whose first stage has run here and was pushed."""
+    monkeypatch.setenv("REGRAFT_STATE", str(tmp_path / "worker"))
+    paths = make_quick_project(tmp_path)
+    use_remote(paths, str(tmp_path / "remote"))
+    pipeline.plan(paths.root)
+    pipeline.run_stage(paths.root, "download")
+    handover.push(paths.root, "download")
+    return paths
+
+
+def use_remote(paths, url, **options):
+    with repository.open_repository(paths) as repo, repo.config.edit("repo") as config:
+        config["core"]["remote"] = "store"
+        config["remote"]["store"] = {"url": url, **options}
+
+
+def parcel_of(paths):
+    remote = handover.remote_of(paths.root)
+    assert remote is not None
+    return workspace.pack(paths, "pets", remote)
+
+
+def run_elsewhere(paths, stage="preprocess", **options):
+    """Run a stage as a worker does; return its result and what it said."""
+    said: list[str] = []
+    result = workspace.run_errand(parcel_of(paths), Errand(stage=stage, **options), said.append)
+    return json.loads(json.dumps(result)), said
+
+
+def workspace_of(paths, machine="worker"):
+    [folder] = (paths.root.parent / machine / "workspaces").iterdir()
+    return Paths(folder)
+
+
+def test_a_stage_that_ran_elsewhere_is_recorded_without_its_data(project):
+    result, _ = run_elsewhere(project)
+    assert commands_run(workspace_of(project)) == ["preprocess"]
+    handover.record(project.root, "preprocess", result["entry"])
+    assert not (project.root / "prepared.txt").exists()
+    assert (workspace_of(project).root / "prepared.txt").read_text() == "cat"
+    assert [stage.stale for stage in pipeline.plan(project.root, data_elsewhere=True)] == [False, False]
+    assert pipeline.plan(project.root)[1].why == ("its output prepared.txt is not in cache",)
+
+
+def test_with_data_elsewhere_what_changed_is_still_seen(project):
+    handover.record(project.root, "preprocess", run_elsewhere(project)[0]["entry"])
+    (project.root.parent / "source" / "bird").mkdir()
+    (project.root.parent / "source" / "bird" / "1.png").write_bytes(b"new")
+    stages = pipeline.plan(project.root, data_elsewhere=True)
+    assert (stages[0].stale, stages[1].why) == (True, ("runs after download",))
+    pipeline.run_stage(project.root, "download")
+    assert pipeline.is_stale(project.root, "preprocess", data_elsewhere=True)
+
+
+def test_what_is_known_to_the_remote_is_not_run_again_on_a_third_machine(project, monkeypatch):
+    first, _ = run_elsewhere(project)
+    monkeypatch.setenv("REGRAFT_STATE", str(project.root.parent / "other"))
+    again, _ = run_elsewhere(project)
+    assert again["entry"] == first["entry"]
+    assert commands_run(workspace_of(project, "other")) == []
+    run_elsewhere(project, force=True)
+    assert commands_run(workspace_of(project, "other")) == ["preprocess"]
+
+
+def test_an_entry_comes_back_to_the_machine_that_has_the_project(project):
+    handover.record(project.root, "preprocess", run_elsewhere(project)[0]["entry"])
+    assert handover.restore(project.root, "preprocess")
+    assert commands_run(project) == ["download"]
+    assert (project.root / "prepared.txt").read_text() == "cat"
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged"])
+def test_what_the_remote_lost_is_named_and_can_be_made_again(project, what):
+    [stored] = [file for file in (project.root.parent / "remote" / "files").rglob("*") if file.is_file()]
+    stored.chmod(0o644)
+    if what == "missing":
+        stored.unlink()
+    else:
+        stored.write_bytes(b"sat\ndog\n")
+    with pytest.raises(NotInRemote, match=r"raw\.txt is not in the DVC cache of this machine, nor, whole") as caught:
+        run_elsewhere(project)
+    assert caught.value.outputs == ("raw.txt",)
+    assert not (workspace_of(project).root / "raw.txt").exists()
+    assert pipeline.makers(project.root, caught.value.outputs) == ["download"]
+    pipeline.run_stage(project.root, "download", force=True)
+    handover.push(project.root, "download", repair=True)
+    run_elsewhere(project)
+    assert commands_run(workspace_of(project)) == ["preprocess"]
+
+
+def test_a_worker_of_another_version_refuses_and_names_what_differs(project, monkeypatch):
+    known = workspace.code_fingerprint
+    monkeypatch.setattr(workspace, "code_fingerprint", lambda stage: known(stage) | {"pillow": "0.1"})
+    with pytest.raises(
+        RegraftError, match=r"another version of Regraft.*these differ: pillow\. Install the same commit"
+    ):
+        run_elsewhere(project)
+
+
+def test_a_failing_stage_leaves_its_reason_and_nothing_in_the_remote(project):
+    write_graph(project, preprocess="echo no luck; exit 3")
+    remote = project.root.parent / "remote"
+    before = sorted(remote.rglob("*"))
+    with pytest.raises(pipeline.StageFailed, match="stage preprocess failed with exit code 3"):
+        run_elsewhere(project)
+    assert sorted(remote.rglob("*")) == before
+
+
+def test_a_remote_that_is_away_is_one_sentence(project, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    use_remote(project, str(tmp_path / "file" / "remote"))
+    with pytest.raises(ResourceError, match=r"the DVC remote .*file/remote (cannot be used now|did not take)"):
+        handover.push(project.root, "download")
+
+
+def test_secrets_stay_on_the_machine_that_has_them(project):
+    use_remote(project, "s3://bucket/place", region="eu-central-1", secret_access_key="hidden")  # noqa: S106
+    remote = handover.remote_of(project.root)
+    assert remote is not None
+    assert (remote["name"], remote["url"], remote["region"]) == ("store", "s3://bucket/place", "eu-central-1")
+    assert "hidden" not in json.dumps(remote)
+
+
+def test_without_what_machines_share_pools_are_refused_with_what_to_do(tmp_path, monkeypatch):
+    paths = make_quick_project(tmp_path)
+    settings = load_settings(paths.params)
+    with pytest.raises(SettingsError, match="needs a Prefect server"):
+        pools.open_pools(paths, settings)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        with pytest.raises(SettingsError, match="a file of this machine"):
+            pools.open_pools(paths, settings)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:secret@127.0.0.1:1")
+        with pytest.raises(SettingsError, match=r"holds a password") as caught:
+            pools.open_pools(paths, settings)
+        assert "secret" not in str(caught.value)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        with pytest.raises(SettingsError, match="dvc remote add --default"):
+            pools.open_pools(paths, settings)
+        use_remote(paths, str(tmp_path / "remote"))
+        opened = pools.open_pools(paths, settings)
+    assert opened._only_here("download") == f"the source folder:{Path(tmp_path) / 'source'}"
+    pipeline.plan(paths.root)
+    assert opened._only_here("preprocess") == ""
