@@ -8,6 +8,7 @@ import pytest
 from flows import handover, pipeline, pools, repository, workspace
 from flows.handover import NotInRemote
 from flows.workspace import Errand
+from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError, SettingsError
 from regraft.paths import Paths
 from regraft.settings import load_settings
@@ -107,11 +108,9 @@ def test_what_the_remote_lost_is_named_and_can_be_made_again(project, what):
 
 
 def test_a_worker_of_another_version_refuses_and_names_what_differs(project, monkeypatch):
-    known = workspace.code_fingerprint
-    monkeypatch.setattr(workspace, "code_fingerprint", lambda stage: known(stage) | {"pillow": "0.1"})
-    with pytest.raises(
-        RegraftError, match=r"another version of Regraft.*these differ: pillow\. Install the same commit"
-    ):
+    other = fingerprint.code_fingerprint("preprocess") | {"pillow": "0.1"}
+    monkeypatch.setattr("flows.workspace.code_fingerprint", lambda _: other)
+    with pytest.raises(RegraftError, match=r"another version of Regraft.*these differ: pillow\. Install the same"):
         run_elsewhere(project)
 
 
