@@ -137,22 +137,23 @@ def restore(root: Path, name: str) -> bool:
     Raises:
         ResourceError: If the remote does not answer.
     """
-    with open_repository(Paths(root)) as repo:
-        stage = repo.stage.load_one("dvc.yaml", name)
-        with _answers(repo), repo.lock:
-            try:
-                stage.save_deps()
-                _pull_run_cache(repo, stage)
-                repo.stage_cache.restore(stage, pull=True)
-            except (RunCacheNotFoundError, RunCacheNotSupported, RemoteConfigError, DownloadError):
-                return False
-            stage.save()
-            stage.dump(update_pipeline=False)
-            return True
+    with open_repository(Paths(root)) as repo, _answers(repo), repo.lock:
+        try:
+            _pull_run_cache(repo, name)
+            # Loaded anew: what dvc.lock says that it was made from decides whether its entry there still holds.
+            stage = repo.stage.load_one("dvc.yaml", name)
+            repo.stage_cache.restore(stage, pull=True)
+        except (RunCacheNotFoundError, RunCacheNotSupported, RemoteConfigError, DownloadError):
+            return False
+        stage.save()
+        stage.dump(update_pipeline=False)
+        return True
 
 
-def _pull_run_cache(repo: Repo, stage: PipelineStage) -> None:
-    """Fetch what the remote knows of earlier runs of `stage` with the same inputs; DVC would fetch it of all stages."""
+def _pull_run_cache(repo: Repo, name: str) -> None:
+    """Fetch what the remote knows of earlier runs of a stage with the same inputs; DVC would fetch it of all stages."""
+    stage = repo.stage.load_one("dvc.yaml", name)
+    stage.save_deps()
     remote = repo.cloud.get_remote_odb(None, "fetch --run-cache", hash_name="md5-dos2unix")
     key = run_cache_key(stage)
     known = remote.fs.join(remote.path, "runs", key[:2], key)

@@ -49,3 +49,9 @@ def commands_run(paths):
     names = ran.read_text().split() if ran.exists() else []
     ran.unlink(missing_ok=True)
     return names
+
+
+def edit_settings(paths, before, after):
+    text = paths.params.read_text("utf-8")
+    assert before in text
+    paths.params.write_text(text.replace(before, after), encoding="utf-8")

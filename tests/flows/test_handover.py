@@ -12,7 +12,7 @@ from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError, SettingsError
 from regraft.paths import Paths
 from regraft.settings import load_settings
-from tests.flows.quick_graph import commands_run, make_quick_project, write_graph
+from tests.flows.quick_graph import commands_run, edit_settings, make_quick_project, write_graph
 
 
 @pytest.fixture
@@ -79,6 +79,20 @@ def test_what_is_known_to_the_remote_is_not_run_again_on_a_third_machine(project
     assert commands_run(workspace_of(project, "other")) == []
     run_elsewhere(project, force=True)
     assert commands_run(workspace_of(project, "other")) == ["preprocess"]
+
+
+def test_a_changed_setting_is_not_taken_for_one_whose_result_is_known(project):
+    first, _ = run_elsewhere(project)
+    handover.record(project.root, "preprocess", first["entry"])
+    commands_run(workspace_of(project))
+    edit_settings(project, "test_fraction: 0.2 ", "test_fraction: 0.3 ")
+    pipeline.plan(project.root, data_elsewhere=True)
+    second, _ = run_elsewhere(project)
+    assert commands_run(workspace_of(project)) == ["preprocess"]
+    assert second["entry"]["params"] != first["entry"]["params"]
+    edit_settings(project, "test_fraction: 0.3 ", "test_fraction: 0.2 ")
+    assert run_elsewhere(project)[0]["entry"] == first["entry"]
+    assert commands_run(workspace_of(project)) == []
 
 
 def test_an_entry_comes_back_to_the_machine_that_has_the_project(project):

@@ -20,7 +20,7 @@ from regraft.locking import is_running, project_lock
 from regraft.paths import REPOSITORY
 from regraft.project import create
 from regraft.settings import load_settings
-from tests.flows.quick_graph import commands_run, make_quick_project, write_graph
+from tests.flows.quick_graph import commands_run, edit_settings, make_quick_project, write_graph
 
 
 @pytest.fixture
@@ -39,12 +39,6 @@ def run_all(paths):
         if stage.stale and pipeline.is_stale(paths.root, stage.name):
             pipeline.run_stage(paths.root, stage.name)
     return commands_run(paths)
-
-
-def edit_settings(paths, before, after):
-    text = paths.params.read_text("utf-8")
-    assert before in text
-    paths.params.write_text(text.replace(before, after), encoding="utf-8")
 
 
 def test_a_new_project_has_never_run_and_a_finished_one_is_clean(project):
