@@ -11,8 +11,6 @@ gets are compared. Printed: attempts that were needed, whether the results are e
 """
 
 import argparse
-import functools
-import http.server
 import json
 import os
 import shutil
@@ -34,6 +32,7 @@ from ruamel.yaml import YAML
 from benchmarks.projects import Project
 from regraft import services
 from regraft.processes import with_mark
+from tests.file_server import FileServer
 from tests.project import draw_images
 
 NAME = "crashes"
@@ -251,8 +250,8 @@ def _project() -> Iterator[Project]:
         os.environ.pop(name, None)
     draw_images(folder / "images")
     shutil.make_archive(str(folder / "www" / "images"), "zip", folder / "images")
-    handler = functools.partial(_Quiet, directory=str(folder / "www"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = FileServer()
+    server.files["/images.zip"] = (folder / "www" / "images.zip").read_bytes()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     project = Project(folder / "project")
 
@@ -262,7 +261,7 @@ def _project() -> Iterator[Project]:
     regraft = (sys.executable, "-P", "-m", "regraft.cli")
     try:
         call(*regraft, "up", "--prefect-port", str(_free_port()), "--mlflow-port", str(_free_port()))
-        source = f"folder:http://127.0.0.1:{server.server_address[1]}/images.zip"
+        source = f"folder:{server.url('/images.zip')}"
         call(*regraft, "init", str(project.root), "--source", source, "--kind", "image", "--name", NAME)
         for setting, value in SETTINGS.items():
             project.change(setting, value)
@@ -285,11 +284,6 @@ def _project() -> Iterator[Project]:
         call(*regraft, "down")
         server.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name in the standard library)
-        """Say nothing."""
 
 
 @contextmanager
