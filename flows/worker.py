@@ -1,27 +1,22 @@
-"""A Prefect worker that takes its runs along when it is told to stop, as `docker stop`, Kubernetes and systemd tell it.
+"""A Prefect worker that leaves nothing behind when it is told to stop, as `docker stop` and systemd tell it.
 
-On SIGTERM Prefect's process worker begins no new run and waits for those at work, however long they train; when the
-container's time is up the kernel kills all of it, and the server shows the runs as running for ever.
+On SIGTERM Prefect's process worker ends within seconds, and its runs with it, but tells the server nothing of them: they
+would be shown as running for ever.
 """
 
 import argparse
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from types import FrameType
 from typing import Never
-
-import psutil
 
 from flows.services import record_crashes, worker_name
 from regraft.errors import TERMINATED, RegraftError
 from regraft.processes import MARK, stop
 
-GRACE_S = 40.0  # for the runs to end and to be reported; then whatever is left is killed
-POLL_S = 0.5
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Stopped(BaseException):
@@ -40,12 +35,14 @@ def main(pool: str, options: list[str]) -> int:
     """
     address = os.environ.get("PREFECT_API_URL")
     if not address:
-        raise RegraftError("a worker needs PREFECT_API_URL, the address of the Prefect server, e.g. http://HOST:4200/api.")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+        raise RegraftError(
+            "a worker needs PREFECT_API_URL, the address of the Prefect server, e.g. http://HOST:4200/api."
+        )
     mark = f"worker:{pool}:{os.getpid()}"
-    record_crashes(address, [pool])
+    for number in STOPS:
+        signal.signal(number, _stop)
     try:
+        record_crashes(address, [pool])
         # In a session of its own: a signal to the whole group would reach it twice, which it takes for impatience.
         worker = subprocess.Popen(
             [
@@ -55,14 +52,12 @@ def main(pool: str, options: list[str]) -> int:
             env={**os.environ, MARK: mark},
             start_new_session=True,
         )
-        try:
-            return worker.wait()
-        except _Stopped:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
-            _end(worker)
-            return TERMINATED
+        return worker.wait()
+    except _Stopped:
+        return TERMINATED
     finally:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
         stop(mark)
         record_crashes(address, [pool])
 
@@ -71,22 +66,11 @@ def _stop(_number: int, _frame: FrameType | None) -> Never:
     raise _Stopped
 
 
-def _end(worker: "subprocess.Popen[bytes]") -> None:
-    """Have the worker begin nothing new, end its runs, and wait until it has reported that and is gone itself."""
-    deadline = time.monotonic() + GRACE_S
-    told: set[psutil.Process] = set()
-    worker.terminate()
-    while worker.poll() is None and time.monotonic() < deadline:
-        for run in set(psutil.Process(worker.pid).children()) - told:
-            told.add(run)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                run.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(POLL_S)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m flows.worker", description=__doc__)
     parser.add_argument("--pool", required=True, help="the work pool; all other options are those of Prefect's worker")
     known, others = parser.parse_known_args()
-    sys.exit(main(known.pool, others))
+    try:
+        sys.exit(main(known.pool, others))
+    except RegraftError as error:
+        sys.exit(f"error: {error}")
