@@ -1,7 +1,7 @@
 """A Prefect worker that leaves nothing behind when it is told to stop, as `docker stop` and systemd tell it.
 
-On SIGTERM Prefect's process worker ends within seconds, and its runs with it, but tells the server nothing of them: they
-would be shown as running for ever.
+On SIGTERM Prefect's process worker ends within seconds, and its runs with it, but tells the server nothing of them:
+they would be shown as running for ever.
 """
 
 import argparse
