@@ -12,8 +12,8 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from flows.services import POOLS
 from regraft.paths import REPOSITORY
+from regraft.services import POOLS
 
 CONTAINERS = REPOSITORY / "containers"
 COMPOSE = YAML(typ="safe").load((REPOSITORY / "compose.yaml").read_text("utf-8"))
@@ -86,7 +86,9 @@ def test_our_services_have_no_privileges_and_others_a_fixed_version():
 
 
 def test_secrets_are_files_that_neither_git_nor_the_image_gets():
-    made = set(re.search(r"^SECRETS := (.*)$", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)[1].split())
+    listed = re.search(r"^SECRETS := (.*)$", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert listed
+    made = set(listed[1].split())
     assert {name: source["file"] for name, source in COMPOSE["secrets"].items()} == {
         name: f"./secrets/{name}" for name in made
     }
