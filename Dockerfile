@@ -32,7 +32,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 COPY dvc.yaml params.yaml .dvcignore /app/
 COPY containers /app/containers
-ENV PATH=/opt/venv/bin:$PATH \
+ENV PATH=/opt/venv/bin:/app/containers:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DVC_NO_ANALYTICS=1 \
