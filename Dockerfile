@@ -2,6 +2,7 @@
 # docker build -t regraft .                                    CPU
 # docker build -t regraft:gpu --build-arg VARIANT=gpu .        GPU: CUDA comes as wheels, the host needs only its driver
 # docker run --rm -v regraft-project:/project regraft          runs the default project and keeps it in a volume
+# Servers and workers are this image with other commands: compose.yaml, which knows what the health of each is.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
@@ -30,7 +31,8 @@ RUN apt-get update \
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 COPY dvc.yaml params.yaml .dvcignore /app/
-ENV PATH=/opt/venv/bin:$PATH \
+COPY containers /app/containers
+ENV PATH=/opt/venv/bin:/app/containers:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DVC_NO_ANALYTICS=1 \
@@ -41,5 +43,5 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 10001
 WORKDIR /project
 VOLUME /project
-ENTRYPOINT ["tini", "-g", "--"]
+ENTRYPOINT ["tini", "-g", "--", "/app/containers/with-secrets"]
 CMD ["sh", "-c", "[ -e params.yaml ] || regraft init . --source package:mnist5k --name mnist5k; exec regraft run"]

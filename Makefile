@@ -20,14 +20,25 @@ check: $(READY) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 
 format: $(READY) ## put the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Readable by the numbered users in the containers; the folder keeps the other users of this machine out.
+secrets: ## the passwords and keys of compose.yaml, at random, in secrets/; those that are there stay
+	@mkdir -p -m 700 secrets
+	@for name in $(SECRETS); do [ -s secrets/$$name ] || openssl rand -hex 32 > secrets/$$name || exit 1; done
+	@chmod 700 secrets && chmod 644 secrets/*
+	@echo "secrets/ holds: $(SECRETS)"
+
+SECRETS := postgres_password s3_secret_key prefect_password mlflow_password mlflow_flask_key
+
+# The extra `services` is in both locks: one list of versions is tested and served in containers, for 30 MB more in .venv.
 lock: ## resolve pyproject.toml anew into requirements.lock and requirements-gpu.lock (needs uv)
-	uv pip compile $(LOCK_OPTIONS) --extra dev pyproject.toml -o requirements.lock
-	uv pip compile $(LOCK_OPTIONS) --extra dev --extra gpu pyproject.toml -o requirements-gpu.lock
+	uv pip compile $(LOCK_OPTIONS) --extra dev --extra services pyproject.toml -o requirements.lock
+	uv pip compile $(LOCK_OPTIONS) --extra dev --extra services --extra gpu pyproject.toml -o requirements-gpu.lock
 
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
 
@@ -44,4 +55,4 @@ $(READY): requirements.lock pyproject.toml
 clean: ## delete what runs made in this folder: data, features, models, reports, scratch (not .venv, not the registry)
 	rm -rf data features models reports .scratch .regraft
 
-.PHONY: help run test test-all check format lock clean
+.PHONY: help run test test-all check format secrets lock clean

@@ -11,11 +11,13 @@ from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState,
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from pydantic import SecretStr
 
+from flows.stage import TAG as STAGE_TAG
 from flows.watchdog import TAG
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDED = tuple(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed"))
-SILENCE_S = 90  # with a heartbeat every 30 s: three missed
+HEARTBEAT_S, SILENCE_S = 30, 90  # 30 s is the least that Prefect knows; three missed are a crash
+BEATING = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}  # for the environment of runs that are watched
 Resource = dict[str, str | list[str]]
 ANY_RUN: Resource = {"prefect.resource.id": "prefect.flow-run.*"}
 MESSAGE = (
@@ -31,6 +33,7 @@ def watch(client: SyncPrefectClient, watchdog: UUID) -> None:
         "regraft: a run that is silent has crashed",
         EventTrigger(
             match=ANY_RUN,
+            match_related=_tagged(TAG, STAGE_TAG),  # runs of others may beat more slowly
             after={HEARTBEAT},
             expect={HEARTBEAT, *ENDED},
             for_each={"prefect.resource.id"},
@@ -78,8 +81,8 @@ def notify(client: SyncPrefectClient, project: str, url: str | None) -> None:
     )
 
 
-def _tagged(tag: str) -> Resource:
-    return {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
+def _tagged(*tags: str) -> Resource:
+    return {"prefect.resource.role": "tag", "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags]}
 
 
 def _put(client: SyncPrefectClient, name: str, trigger: EventTrigger, action: ActionTypes) -> None:

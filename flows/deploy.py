@@ -32,6 +32,7 @@ from regraft.settings import Settings
 log = logging.getLogger(__name__)
 
 FLOWS_POOL = "flows"  # of runs that wait for stages on other pools, whose places they must not take
+HERE = {"env": {"PYTHONPATH": str(REPOSITORY), **automations.BEATING}}  # in this installation
 WATCHDOG = "all"  # its deployment, which all projects share
 WATCH_EVERY = timedelta(minutes=10)
 
@@ -78,7 +79,7 @@ def deploy(
                 "parameters": {"root": str(paths.root)},
                 "tags": ["regraft", settings.name],
                 "concurrency_limit": ConcurrencyLimitConfig(limit=1, collision_strategy=collision),
-                "job_variables": {"env": {"PYTHONPATH": str(REPOSITORY)}},
+                "job_variables": HERE,
             }
             made = [
                 _apply(retrain, settings.name, pool, schedules=[] if schedule is None else [schedule], **own),
@@ -86,8 +87,9 @@ def deploy(
             ]
             # A worker takes these from the installation that it was started from, which need not lie where this does.
             _watch(settings.name, pool, notify)
-            shared = [_apply(run_stage, each, each) for each in stage_pools]
-            shared += [_apply(publish, home, home)] if stage_pools else []
+            anywhere = {"env": automations.BEATING}
+            shared = [_apply(run_stage, each, each, job_variables=anywhere) for each in stage_pools]
+            shared += [_apply(publish, home, home, job_variables=anywhere)] if stage_pools else []
         except httpx.HTTPError as error:
             raise ResourceError(
                 f"the Prefect server at {address} does not answer as it should ({error}). Start it (`regraft up`), "
@@ -116,11 +118,10 @@ def _watch(name: str, pool: str, url: str | None) -> None:
             pool = FLOWS_POOL
         except ObjectNotFound:
             log.debug("no pool %s: the watchdog runs on the pool %s", FLOWS_POOL, pool)
-        # In this installation, as for `retrain`; one for all projects, and one run of it at a time.
-        environment = {"env": {"PYTHONPATH": str(REPOSITORY)}}
+        # One for all projects, and one run of it at a time.
         one = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
         often = [Schedule(interval=WATCH_EVERY)]
-        _apply(watchdog, WATCHDOG, pool, schedules=often, job_variables=environment, concurrency_limit=one)
+        _apply(watchdog, WATCHDOG, pool, schedules=often, job_variables=HERE, concurrency_limit=one)
         automations.watch(client, client.read_deployment_by_name(f"{watchdog.name}/{WATCHDOG}").id)
         automations.notify(client, name, url)
 

@@ -162,7 +162,7 @@ class Pools:
             self._cancel_others(client, home, key)
             run, said = _latest(client, key), "found"
             if run is None or _is_lost(client, run):
-                tags = ["regraft-stage", home, f"key:{key}"]
+                tags = [stage.TAG, home, f"key:{key}"]
                 run = _submit(deployment, name, f"{key}-{_count(client, key)}", parameters, tags)
                 said = "dispatched"
             on_line(f"{said} as run {run.name} ({run.id}) of {deployment}")

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -110,7 +110,7 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
                 if group is SERVERS:
                     _make_pools(addresses["prefect"])
             if not set(missing).isdisjoint(WORKERS):
-                _record_crashes(addresses["prefect"])
+                record_crashes(addresses["prefect"])
             undo.pop_all()
         return {name: alive[name] for name in NAMES}
 
@@ -131,7 +131,7 @@ def down() -> dict[str, int]:
         known = services.load()
         ended = {name: stop(services.mark_of(name)) for name in reversed(NAMES) if name not in SERVERS}
         if "prefect" in known and known["prefect"].process.is_alive:  # workers may not have come to report their runs
-            _record_crashes(known["prefect"].address)
+            record_crashes(known["prefect"].address)
         ended |= {name: stop(services.mark_of(name)) for name in reversed(SERVERS)}
         services.save({})
     return {name: count for name, count in ended.items() if count}
@@ -202,7 +202,6 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         "REGRAFT_STATE": str(folder),
         "PREFECT_API_URL": addresses["prefect"],
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # in s, 30 is the least; the server takes three missed for a crash
         # A run is found by the name of its module; so the worker needs no working copy of its own.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         **tracking.MLFLOW_ENVIRONMENT,
@@ -222,7 +221,7 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         limits = {"gpu": max(1, len(gpus.present())), "cpu": max(1, (os.cpu_count() or 1) // 2)}
         module = ["prefect", "worker", "start", "--type", "process", "--pool", pool]
         module += ["--limit", str(limits[pool])] if pool in limits else []
-        module += ["--name", _worker_name(pool), "--install-policy", "never"]
+        module += ["--name", worker_name(pool), "--install-policy", "never"]
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"  # 10 unless told so: half of a short run's time
     mine = {variable: value for variable, value in environment.items() if variable in ALWAYS}
     defaults = {variable: value for variable, value in environment.items() if variable not in os.environ}
@@ -292,7 +291,7 @@ def _client(address: str) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def _record_crashes(address: str) -> None:
+def record_crashes(address: str, pools: Sequence[str] = POOLS) -> None:
     """Tell the server of runs that it takes to be under way on this machine and whose process is gone.
 
     A worker that was killed cannot; such a run would be shown as running for ever, and keep the next one waiting.
@@ -301,9 +300,9 @@ def _record_crashes(address: str) -> None:
     states = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(UNDER_WAY)))
     with _client(address) as client:
         try:
-            for pool in POOLS:
+            for pool in pools:
                 workers = client.read_workers_for_work_pool(pool)
-                if any(each.status == WorkerStatus.ONLINE and each.name != _worker_name(pool) for each in workers):
+                if any(each.status == WorkerStatus.ONLINE and each.name != worker_name(pool) for each in workers):
                     continue
                 of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
                 for run in client.read_flow_runs(work_pool_filter=of_pool, flow_run_filter=FlowRunFilter(state=states)):
@@ -315,7 +314,8 @@ def _record_crashes(address: str) -> None:
             log.warning("runs that ended with their worker could not be recorded as crashed: %s", error)
 
 
-def _worker_name(pool: str) -> str:
+def worker_name(pool: str) -> str:
+    """Return what the worker for `pool` on this machine calls itself."""
     return f"{pool}@{socket.gethostname()}"
 
 

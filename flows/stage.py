@@ -18,6 +18,7 @@ from flows.pipeline import StageFailed
 from flows.workspace import Errand, Parcel
 from regraft.errors import RegraftError
 
+TAG = "regraft-stage"  # of the runs that `flows.pools` makes
 RESULT = "regraft-result"  # type of the artifact
 LOGGER = "prefect.flow_runs.stage"  # of what the stage says, among all that the run logs
 
