@@ -58,7 +58,7 @@ def test_the_lock_files_hold_what_the_services_need():
 
 
 def test_every_service_comes_back_by_itself_says_how_it_is_and_has_time_to_stop():
-    assert set(SERVICES) == {"postgres", "s3", "prefect", "mlflow", "init", "worker-cpu", "worker-gpu"}
+    assert set(SERVICES) == {"postgres", "s3", "prefect", "mlflow", "init", "worker-cpu", "worker-gpu", "worker-flows"}
     for name, service in SERVICES.items():
         assert service["restart"] == ("no" if name == "init" else "unless-stopped"), name
         assert ("healthcheck" in service) == (name != "init"), name
