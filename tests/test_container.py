@@ -240,6 +240,7 @@ def test_init_makes_pools_project_bucket_remote_and_deployments_once(set_up, tmp
     assert set_up() == [
         "prefect work-pool create cpu --type process",
         "prefect work-pool create gpu --type process",
+        "prefect work-pool create flows --type process",
         "regraft init . --source folder:/data/pets --name pets",
         "python - models",
         "dvc remote add --default store s3://models/dvc",
