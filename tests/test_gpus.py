@@ -26,14 +26,9 @@ def two_devices(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
-def holder(count):
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(count)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
+def holder(count, script=HOLD):
+    command = [sys.executable, "-c", script, str(count)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
 
 
 def test_two_stages_get_different_devices_and_a_third_waits_until_one_dies():
@@ -60,12 +55,8 @@ def test_two_stages_that_want_both_devices_take_turns():
 
 
 def test_a_lease_does_not_outlive_its_holder_in_a_process_that_it_started():
-    script = HOLD.replace(
-        "    sys.stdin.read()", "    import subprocess; subprocess.Popen(['sleep', '20'])\n    sys.stdin.read()"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", script, "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
-    )
+    child = "    import subprocess; subprocess.Popen(['sleep', '20'])\n"
+    first = holder(2, HOLD.replace("    sys.stdin.read()", child + "    sys.stdin.read()"))
     assert first.stdout.readline() == "has 0,1\n"
     time.sleep(0.5)
     first.kill()
