@@ -159,7 +159,7 @@ def backend_errors() -> tuple[type[Exception], ...]:
     """Return what DVC, its client for HTTP, and the clients for S3 and SSH that may be installed beside it raise."""
     from aiohttp import ClientError
 
-    others = (("botocore.exceptions", "BotoCoreError"), ("asyncssh", "Error"))
+    others = (("botocore.exceptions", "BotoCoreError"), ("asyncssh", "Error"), ("asyncssh", "KeyImportError"))
     installed = [getattr(sys.modules[module], name) for module, name in others if module in sys.modules]
     return (OSError, DvcException, ClientError, *installed)
 
