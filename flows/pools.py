@@ -106,7 +106,14 @@ class Pools:
                 self._run_once(stages[name], force=True, repair=True, on_line=on_line)
 
     def _run_once(self, plan: StagePlan, *, force: bool, repair: bool, on_line: OnLine) -> bool:
-        errand = Errand(stage=plan.name, force=force, repair=repair, timeout_s=plan.timeout_s, gpus=plan.gpus)
+        errand = Errand(
+            stage=plan.name,
+            force=force,
+            repair=repair,
+            timeout_s=plan.timeout_s,
+            gpus=plan.gpus,
+            checkpoints_s=self.settings.placement.checkpoints_s,
+        )
         if reads := self._only_here(plan.name):
             on_line(f"stage {plan.name} runs here: {reads} lies on this machine")
             return self._run_here(errand, on_line)

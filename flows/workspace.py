@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from flows import handover, pipeline
+from flows import checkpoints, handover, pipeline
 from flows.repository import start_project
 from regraft.data import remotes
 from regraft.errors import RegraftError, ResourceError
@@ -59,6 +59,7 @@ class Errand(BaseModel):
         repair: Look whether the remote really holds what it is known to hold.
         timeout_s: Stop it after so many seconds; 0 never.
         gpus: How many GPUs it gets on a machine that has some.
+        checkpoints_s: How often its checkpoints are copied into the remote, in s; None: not at all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,6 +69,7 @@ class Errand(BaseModel):
     repair: bool = False
     timeout_s: int = 0
     gpus: int = 0
+    checkpoints_s: float | None = None
 
 
 def pack(paths: Paths, name: str, remote: dict[str, Any]) -> Parcel:
@@ -147,7 +149,8 @@ def run_errand(parcel: Parcel, errand: Errand, on_line: Callable[[str], None]) -
         ran = False
         if errand.force or not handover.restore(paths.root, name):
             options: dict[str, Any] = {"timeout_s": errand.timeout_s, "gpus": errand.gpus, "on_line": on_line}
-            ran = pipeline.run_stage(paths.root, name, force=errand.force, **options)
+            with checkpoints.mirrored(paths, name, errand.checkpoints_s, on_line):
+                ran = pipeline.run_stage(paths.root, name, force=errand.force, **options)
         handover.push(paths.root, name, repair=errand.repair)
         entry = handover.lock_entry(paths.root, name)
     return {"ran": ran, "entry": entry, "host": socket.gethostname(), "seconds": round(time.monotonic() - started, 1)}

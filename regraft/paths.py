@@ -89,3 +89,7 @@ class Paths:
     def scratch(self) -> Path:
         """Checkpoints and half-made outputs, one folder per stage fingerprint."""
         return self.root / ".scratch"
+
+    def scratch_of(self, stage: str, fingerprint: str) -> Path:
+        """Where one attempt after the other at the same work of `stage` leaves what the next goes on from."""
+        return self.scratch / f"{stage}-{fingerprint[:16]}"

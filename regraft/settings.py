@@ -228,6 +228,7 @@ class PlacementSettings(Section):
     mode: Literal["local", "pools"] = "local"
     pool: str | None = None
     gpus: Annotated[int, Field(ge=1)] = 1
+    checkpoints_s: Annotated[Number, Field(ge=1.0, allow_inf_nan=False)] | None = None
 
 
 class TrackingSettings(Section):

@@ -48,7 +48,7 @@ def main(stage: str) -> int:
         # Workers that train one model may share a disk, so each has a scratch folder of its own.
         worker = this_worker().number
         work = f"worker{worker}-{stage}" if worker else stage
-        scratch = paths.scratch / f"{work}-{fingerprint[:16]}"
+        scratch = paths.scratch_of(work, fingerprint)
         lock = _take_over(scratch, work)
         os.environ["REGRAFT_SCRATCH"] = str(scratch)
         run = importlib.import_module(f"tasks.{stage}").run

@@ -128,6 +128,30 @@ def test_a_worker_of_another_version_refuses_and_names_what_differs(project, mon
         run_elsewhere(project)
 
 
+def test_another_machine_goes_on_from_the_checkpoints_of_one_that_died(project, monkeypatch, tmp_path):
+    """The stage leaves two files, the second time over the first, and dies; then it finds what it left elsewhere."""
+    fingerprint_of = fingerprint.stage_fingerprint
+    script = tmp_path / "stage.sh"
+    write_graph(project, preprocess=f"sh {script} $PWD/.scratch/preprocess-*")
+    pipeline.plan(project.root)
+    scratch = project.scratch_of("preprocess", fingerprint_of(project, "preprocess")).name
+    script.write_text(
+        f"mkdir -p .scratch/{scratch}; cd .scratch/{scratch}; echo 1 > step; sleep 2; echo 2 > step.new; "
+        "mv step.new step; echo x > half.part; sleep 3; exit 3"
+    )
+    with pytest.raises(pipeline.StageFailed):
+        run_elsewhere(project, checkpoints_s=1.0)
+    kept = tmp_path / "remote" / "checkpoints" / scratch
+    assert {file.name: file.read_text() for file in kept.iterdir()} == {"step": "2\n"}
+
+    monkeypatch.setenv("REGRAFT_STATE", str(tmp_path / "other"))
+    script.write_text(f"cp .scratch/{scratch}/step prepared.txt")
+    _, said = run_elsewhere(project, checkpoints_s=1.0)
+    assert "going on from 1 checkpoint file(s) that another machine left in the remote" in said
+    assert (workspace_of(project, "other").root / "prepared.txt").read_text() == "2\n"
+    assert not kept.exists()
+
+
 def test_a_failing_stage_leaves_its_reason_and_nothing_in_the_remote(project):
     write_graph(project, preprocess="echo no luck; exit 3")
     remote = project.root.parent / "remote"
