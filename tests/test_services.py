@@ -3,10 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
+import httpx
 import pytest
 
 from flows.services import _addresses
@@ -158,10 +164,7 @@ def test_a_project_is_deployed_and_retrained_by_the_worker_and_nothing_is_left(s
         regraft("up")
         facts = json.loads(regraft("status", "--json").stdout)
         assert [row["pid"] == pid for row, pid in zip(facts["services"], pids, strict=True)] == [
-            True,
-            False,
-            True,
-            True,
+            name != "mlflow" for name in services.NAMES
         ]
         rows = {row["name"]: row for row in facts["deployments"]}
         assert rows["retrain/discs"]["schedules"] == ["0 3 * * * Europe/Berlin"]
@@ -173,3 +176,66 @@ def test_a_project_is_deployed_and_retrained_by_the_worker_and_nothing_is_left(s
     assert "prefect" in ended
     assert all(with_mark(services.mark_of(name)) == [] for name in services.NAMES)
     assert json.loads(regraft("status", "--json", check=False).stdout)["services"] == []
+
+
+class Hook(BaseHTTPRequestHandler):
+    told: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        self.told.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        """Keep the tests' output clean."""
+
+
+def wait_until(what, timeout_s=300.0):
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return found
+
+
+@pytest.mark.slow
+def test_a_crashed_run_is_begun_again_and_a_failed_one_is_told(state, tmp_path):
+    draw_images(tmp_path / "images", per_class=20)
+    preset = make_image_preset(tmp_path / "preset")
+    project = make_project(tmp_path / "project", source=f"folder:{tmp_path / 'images'}", preset=preset)
+    hook = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=hook.serve_forever, daemon=True).start()
+    prefect_port = free_port()
+    api = f"http://127.0.0.1:{prefect_port}/api"
+
+    def runs(state_type):
+        asked = {"flows": {"name": {"any_": ["retrain"]}}, "flow_runs": {"state": {"type": {"any_": [state_type]}}}}
+        return httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=30).json()
+
+    def begin():
+        command = [sys.executable, "-m", "prefect", "deployment", "run", "retrain/discs"]
+        environment = os.environ | {"PREFECT_API_URL": api}
+        subprocess.run(command, check=True, capture_output=True, timeout=600, cwd="/", env=environment)
+
+    try:
+        regraft("up", "--prefect-port", str(prefect_port), "--mlflow-port", str(free_port()))
+        project.regraft("deploy", "--notify", f"http://127.0.0.1:{hook.server_address[1]}/")
+        begin()
+        wait_until((project.paths.logs / "preprocess.log").exists)
+        os.kill(int(runs("RUNNING")[0]["infrastructure_pid"].rpartition(":")[2]), signal.SIGKILL)
+        wait_until(lambda: runs("COMPLETED"))  # the watchdog's
+        assert len(runs("CRASHED")) == 1
+        assert project.facts("models")["models"][0]["version"] == 1
+        wait_until(lambda: Hook.told)
+        assert "retrain/discs" in Hook.told[0] or "Crashed" in Hook.told[0]
+
+        Hook.told.clear()
+        project.paths.params.write_text("no: settings\n", encoding="utf-8")
+        begin()
+        wait_until(lambda: runs("FAILED"))
+        assert "unknown" in wait_until(lambda: Hook.told)[0]
+        assert len(runs("CRASHED")) == 1
+        assert runs("RUNNING") == []
+    finally:
+        regraft("down")
+        hook.shutdown()
