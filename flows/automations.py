@@ -1,5 +1,7 @@
 """What a Prefect server does by itself when something dies: crashes are noticed, runs begun again, people told."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import cast
 from uuid import UUID
@@ -9,10 +11,12 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from flows.stage import TAG as STAGE_TAG
 from flows.watchdog import TAG
+from regraft.fingerprint import hash_json
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDED = tuple(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed"))
@@ -21,8 +25,8 @@ BEATING = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}  # for the env
 Resource = dict[str, str | list[str]]
 ANY_RUN: Resource = {"prefect.resource.id": "prefect.flow-run.*"}
 MESSAGE = (
-    '{"text": "{{ flow.name }} {{ flow_run.name }} of {{ deployment.name }} ended as {{ flow_run.state.name }}: '
-    '{{ flow_run.state.message | replace(\'"\', "\'") | replace("\\n", " ") }}"}'
+    '{"text": {{ (flow.name ~ "/" ~ deployment.name ~ " ended as " ~ flow_run.state.name ~ ": " '
+    "~ flow_run.state.message) | tojson }}}"
 )
 
 
@@ -59,25 +63,37 @@ def watch(client: SyncPrefectClient, watchdog: UUID) -> None:
     )
 
 
-def notify(client: SyncPrefectClient, project: str, url: str | None) -> None:
-    """Have the server post a message to `url` when a run of `project` fails or crashes; None: no longer."""
+def notify(client: SyncPrefectClient, project: str, deployments: Sequence[UUID], url: str | None) -> None:
+    """Have the server post a message to `url` when a run of the deployments of `project` fails or crashes.
+
+    None: no longer.
+    """
     name = f"regraft: tell that a run of {project} failed"
+    block_name = (
+        f"regraft-{hash_json(project)[:12]}"  # of letters, digits and dashes alone, which a project's need not be
+    )
     if url is None:
         for found in client.read_automations_by_name(name):
             client.delete_automation(found.id)
+        with suppress(ObjectNotFound):  # there was none
+            block = client.read_block_document_by_name(block_name, Webhook.get_block_type_slug())
+            client.delete_block_document(block.id)
         return
-    block = cast(UUID, Webhook(url=SecretStr(url)).save(f"regraft-{project}".lower().replace("_", "-"), overwrite=True))
+    block_id = cast(UUID, Webhook(url=SecretStr(url)).save(block_name, overwrite=True))
     _put(
         client,
         name,
         EventTrigger(
             match=ANY_RUN,
-            match_related=_tagged(project),
+            match_related={
+                "prefect.resource.role": "deployment",
+                "prefect.resource.id": [f"prefect.deployment.{each}" for each in deployments],
+            },
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             posture=Posture.Reactive,
             threshold=1,
         ),
-        CallWebhook(block_document_id=block, payload=MESSAGE),
+        CallWebhook(block_document_id=block_id, payload=MESSAGE),
     )
 
 

@@ -20,14 +20,17 @@ UNFINISHED = (".part", ".tmp")  # files that are being written
 
 
 @contextmanager
-def mirrored(paths: Paths, stage: str, every_s: float | None, on_line: Callable[[str], None]) -> Iterator[None]:
-    """Keep what `stage` leaves in its scratch folder in the remote, too, while the block runs.
+def mirrored(
+    paths: Paths, home: str, stage: str, every_s: float | None, on_line: Callable[[str], None]
+) -> Iterator[None]:
+    """Keep the files that `stage` leaves in its scratch folder (not below it) in the remote while the block runs.
 
     Before, what another machine left there of the same work is fetched, unless there is some here; after a block that
     ends well it is deleted. A copy that fails is told, and does not stop the stage.
 
     Args:
         paths: The project.
+        home: What tells it from others; see `flows.workspace.home_of`.
         stage: Its name; its inputs are those that it will run with.
         every_s: How often to look for new files; None: not at all, and the remote is left alone.
         on_line: Is told what was fetched, and what failed.
@@ -38,7 +41,7 @@ def mirrored(paths: Paths, stage: str, every_s: float | None, on_line: Callable[
     with open_repository(paths) as repo:
         remote = repo.cloud.get_remote(None, "push")
     here = paths.scratch_of(stage, stage_fingerprint(paths, stage))
-    mirror = _Mirror(remote.fs, remote.fs.join(remote.path, FOLDER, here.name), here, on_line)
+    mirror = _Mirror(remote.fs, remote.fs.join(remote.path, FOLDER, home, here.name), here, on_line)
     mirror.fetch()
     finished = threading.Event()
 
@@ -73,9 +76,8 @@ class _Mirror:
                 return
             files = [file for file in self.fs.find(self.there) if not file.endswith(UNFINISHED)]
             for file in files:
-                place = partial / self.fs.relpath(file, self.there)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                self.fs.get_file(file, str(place))
+                partial.mkdir(parents=True, exist_ok=True)
+                self.fs.get_file(file, str(partial / self.fs.name(file)))
         except backend_errors() as error:
             shutil.rmtree(partial, ignore_errors=True)
             self.on_line(f"checkpoints of another machine could not be fetched: {error}")
@@ -86,15 +88,15 @@ class _Mirror:
 
     def push(self) -> None:
         """Copy the files that are new or have changed, each under another name until it is whole."""
-        for file in sorted(path for path in self.here.rglob("*") if path.is_file()):
-            name = file.relative_to(self.here).as_posix()
+        for file in sorted(path for path in self.here.glob("*") if path.is_file()):
+            name = file.name
             if name == "lock" or file.suffix in UNFINISHED:
                 continue
             try:
                 facts = file.stat()
                 if self.pushed.get(name) == (facts.st_mtime_ns, facts.st_ino):
                     continue
-                target = self.fs.join(self.there, *name.split("/"))
+                target = self.fs.join(self.there, name)
                 with file.open("rb") as content:  # which stays what it was if the stage replaces the file meanwhile
                     self.fs.upload_fobj(content, f"{target}.part")
                 self.fs.move(f"{target}.part", target)

@@ -86,7 +86,7 @@ def deploy(
                 _apply(score, settings.name, home, **own),
             ]
             # A worker takes these from the installation that it was started from, which need not lie where this does.
-            _watch(settings.name, pool, notify)
+            _watch(settings.name, made, pool, notify)
             anywhere = {"env": automations.BEATING}
             shared = [_apply(run_stage, each, each, job_variables=anywhere) for each in stage_pools]
             shared += [_apply(publish, home, home, job_variables=anywhere)] if stage_pools else []
@@ -110,7 +110,7 @@ def _schedule(cron: str, timezone: str) -> Schedule:
     return Schedule(cron=cron, timezone=timezone)
 
 
-def _watch(name: str, pool: str, url: str | None) -> None:
+def _watch(name: str, deployments: list[str], pool: str, url: str | None) -> None:
     """Have the server notice crashes and begin crashed runs again, and tell `url` of failures."""
     with get_client(sync_client=True) as client:
         try:
@@ -123,7 +123,8 @@ def _watch(name: str, pool: str, url: str | None) -> None:
         often = [Schedule(interval=WATCH_EVERY)]
         _apply(watchdog, WATCHDOG, pool, schedules=often, job_variables=HERE, concurrency_limit=one)
         automations.watch(client, client.read_deployment_by_name(f"{watchdog.name}/{WATCHDOG}").id)
-        automations.notify(client, name, url)
+        own = [client.read_deployment_by_name(each).id for each in deployments]
+        automations.notify(client, name, own, url)
 
 
 def _check(paths: Paths, name: str, pools: set[str], address: str) -> None:

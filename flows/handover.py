@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dvc.config import ConfigError, NoRemoteError, RemoteConfigError
 from dvc.exceptions import DownloadError, DvcException, UploadError
@@ -12,6 +13,7 @@ from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError, RunCacheNotSupported
+from dvc.stage.cache import _can_hash as has_run_cache
 from dvc.stage.cache import _get_stage_hash as run_cache_key
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
@@ -25,8 +27,12 @@ from regraft.paths import Paths
 
 log = logging.getLogger(__name__)
 
-# Of a project's own file, which holds no passwords, so that a worker finds the same place; a login is the worker's own.
-NOT_HANDED_ON = {"password", "access_key_id", "secret_access_key", "session_token", "connection_string", "sas_token"}
+# What a worker needs to find the same place; a login is its own.
+HANDED_ON = (
+    "url", "region", "endpointurl", "use_ssl", "ssl_verify", "listobjects", "port", "user", "projectname",
+    "account_name", "endpoint", "allow_anonymous_login", "keyfile", "allow_agent", "auth", "timeout", "jobs",
+    "read_timeout", "connect_timeout",
+)  # fmt: skip
 
 
 class NotInRemote(RegraftError):
@@ -41,7 +47,7 @@ def remote_of(root: Path) -> dict[str, Any] | None:
     """Return the project's default DVC remote as {"name", "url", further options}, without secrets; None without one.
 
     Raises:
-        RegraftError: If the default names a remote that is not defined.
+        RegraftError: If the default names a remote that is not defined, or whose URL is not fit to be sent.
     """
     with open_repository(Paths(root)) as repo:
         name = repo.config["core"].get("remote")
@@ -49,8 +55,15 @@ def remote_of(root: Path) -> dict[str, Any] | None:
             return None
         if name not in repo.config["remote"]:
             raise RegraftError(f"DVC's default remote {name!r} is not defined in {root}; see `dvc remote list`.")
-        options = {key: value for key, value in repo.config["remote"][name].items() if key not in NOT_HANDED_ON}
-        return {"name": name, **options, "url": str(options["url"])}
+        options = {key: value for key, value in repo.config["remote"][name].items() if key in HANDED_ON}
+        url = urlsplit(str(options["url"]))
+        if url.password is not None or url.scheme == "remote":
+            what = "holds a password" if url.password is not None else "is given by way of another remote"
+            raise RegraftError(
+                f"the URL of DVC's remote {name!r} {what}, which cannot be sent to other machines. Write the plain "
+                "address, and give each machine its login (`dvc remote modify --global`)."
+            )
+        return {"name": name, **options, "url": url.geturl()}
 
 
 def use_remote(root: Path, remote: Mapping[str, Any]) -> None:
@@ -71,9 +84,16 @@ def lock_entry(root: Path, name: str) -> dict[str, Any]:
 
 
 def record(root: Path, name: str, entry: Mapping[str, Any]) -> None:
-    """Write `entry`, made on another machine, into dvc.lock as that of stage `name`; its data need not be here."""
+    """Write `entry`, made on another machine, into dvc.lock as that of stage `name`; its data need not be here.
+
+    Raises:
+        ResourceError: If it is not about the stage as dvc.yaml has it now.
+    """
     with open_repository(Paths(root)) as repo, repo.lock:
         stage = repo.stage.load_one("dvc.yaml", name)
+        about = {out["path"] for out in entry.get("outs", ())}
+        if entry.get("cmd") != stage.cmd or about != {out.def_path for out in stage.outs}:
+            raise ResourceError(f"what dvc.yaml says of stage {name} changed while it ran; run again.")
         StageLoader.fill_from_lock(stage, dict(entry))
         stage.dump(update_pipeline=False)
 
@@ -139,6 +159,8 @@ def restore(root: Path, name: str) -> bool:
     """
     with open_repository(Paths(root)) as repo, _answers(repo), repo.lock:
         try:
+            if not has_run_cache(repo.stage.load_one("dvc.yaml", name)):
+                return False
             _pull_run_cache(repo, name)
             # Loaded anew: what dvc.lock says that it was made from decides whether its entry there still holds.
             stage = repo.stage.load_one("dvc.yaml", name)
@@ -165,6 +187,20 @@ def _pull_run_cache(repo: Repo, name: str) -> None:
         remote.fs.get_file(file, str(folder / remote.fs.name(file)))
 
 
+def _push_run_cache(repo: Repo, name: str) -> None:
+    """Tell the remote which inputs stage `name` was run with last; DVC would copy that of all runs each time."""
+    stage = repo.stage.load_one("dvc.yaml", name)
+    remote = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name="md5-dos2unix")
+    if remote.fs.protocol in ("http", "https") or not has_run_cache(stage):
+        return
+    key = run_cache_key(stage)
+    known = remote.fs.join(remote.path, "runs", key[:2], key)
+    for file in sorted(Path(repo.stage_cache._get_cache_dir(key)).glob("*")):
+        target = remote.fs.join(known, file.name)
+        if not remote.fs.exists(target):
+            remote.fs.put_file(str(file), target)
+
+
 def push(root: Path, name: str, *, repair: bool = False) -> None:
     """Store the outputs of stage `name`, and which inputs they were made from, in the remote.
 
@@ -182,7 +218,8 @@ def push(root: Path, name: str, *, repair: bool = False) -> None:
         if repair:
             _drop_damaged(repo, repo.stage.load_one("dvc.yaml", name))
         try:
-            repo.push(targets=[name], run_cache=True)
+            repo.push(targets=[name])
+            _push_run_cache(repo, name)
         except UploadError as error:
             _require_remote(repo)
             raise ResourceError(

@@ -112,7 +112,7 @@ def plan(
                     pool=settings.placement.pool or pool,
                     timeout_s=int(meta.get("timeout_s", 0)),
                     retries=int(meta.get("retries", 0)),
-                    gpus=settings.placement.gpus if pool == "gpu" else 0,
+                    gpus=settings.placement.gpus if pool != DEFAULT_POOL else 0,
                     stale=bool(why),
                     why=tuple(why),
                 )
@@ -164,7 +164,7 @@ def run_stage(
         "REGRAFT_TIMEOUT_S": str(timeout_s),
     }
     with _devices(gpus, on_line) as devices, open_repository(paths) as repo, _follow(log, on_line):
-        if drop_broken_lock(repo):
+        if drop_broken_lock(paths):
             on_line("a run was killed while it wrote DVC's list of files in use: made anew")
         if damaged := _discard_damaged(repo, name, even_if_unchanged=force):
             on_line(f"{damaged} file(s) in the DVC cache were changed through their links in the project: made again")
@@ -183,6 +183,31 @@ def run_stage(
 
 def _devices(gpus: int | None, on_line: Callable[[str], None]) -> contextlib.AbstractContextManager[dict[str, str]]:
     return contextlib.nullcontext({}) if gpus is None else leased(gpus, on_line)
+
+
+def definition(root: Path, name: str) -> dict[str, Any]:
+    """Return what dvc.yaml says of stage `name`: all that DVC would run it anew for if it changed."""
+    with open_repository(Paths(root)) as repo:
+        stage = repo.stage.load_one("dvc.yaml", name)
+        return {
+            "cmd": stage.cmd,
+            "deps": sorted(dep.def_path for dep in stage.deps),
+            "outs": sorted(out.def_path for out in stage.outs),
+        }
+
+
+def made_by_no_stage(root: Path) -> dict[str, list[str]]:
+    """Return, by stage, what it reads of the project that no stage makes; those that read nothing else are left out."""
+    with open_repository(Paths(root)) as repo:
+        stages = repo.stage.load_all("dvc.yaml")
+        made = {out.fs_path for stage in stages for out in stage.outs}
+        found = {
+            stage.name: [
+                dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency) and dep.fs_path not in made
+            ]
+            for stage in stages
+        }
+        return {name: paths for name, paths in found.items() if paths}
 
 
 def stage_pools(root: Path) -> list[str]:
@@ -323,8 +348,11 @@ def _reasons(stage: PipelineStage, makers: list[PipelineStage] | None) -> list[s
             why += [f"{dep.def_path} is modified"] if made != [dep.hash_info] else []
         else:
             why += [f"{path} is {state}" for path, state in dep.workspace_status().items()]
-    for out in stage.outs if makers is None else ():
-        why += [f"its output {path} is {state}" for path, state in out.status().items()]
+    for out in stage.outs:
+        if makers is None:
+            why += [f"its output {path} is {state}" for path, state in out.status().items()]
+        elif not out.hash_info:
+            why.append(f"its output {out.def_path} is new")
     return why
 
 

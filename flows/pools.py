@@ -27,11 +27,11 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPoolStatus
-from prefect.client.schemas.sorting import FlowRunSort, LogSort
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort, LogSort
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.exceptions import Abort, ObjectNotFound, TerminationSignal
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 
 from flows import handover, pipeline, stage, workspace
 from flows.handover import NotInRemote
@@ -40,7 +40,7 @@ from flows.workspace import Errand
 from regraft.data import sources
 from regraft.errors import RegraftError, ResourceError, SettingsError
 from regraft.files import read_json
-from regraft.fingerprint import hash_json, stage_fingerprint
+from regraft.fingerprint import hash_json, release_fingerprint, stage_fingerprint
 from regraft.paths import Paths
 from regraft.pretraining.source import parse_source
 from regraft.registry.tracking import redacted, tracking_uri
@@ -48,6 +48,7 @@ from regraft.settings import Settings
 
 POLL_S = 1.0
 QUEUE_PATIENCE_S = 20.0  # before it is said that nobody takes the stage up
+PENDING_PATIENCE_S = 300.0  # from a worker's taking a run to its beginning, process start included
 SERVER_PATIENCE_S = 300.0  # for a Prefect server that is being started again
 MOST_LINES = 200  # of a log at a time; the server gives no more
 UNDER_WAY = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)
@@ -72,18 +73,19 @@ class Pools:
     tracking: str
     made_again: set[str] = field(default_factory=set)
 
-    def run(self, plan: StagePlan, *, force: bool, on_line: OnLine) -> bool:
+    def run(self, plan: StagePlan, *, force: bool, on_line: OnLine) -> float | None:
         """Have a stage run by a worker of its pool, or here if only this machine has what it reads, and record it.
 
         What is missing in the remote of what the stage reads is made again first, once in a run.
 
         Returns:
-            Whether its process ran; else a known result was taken.
+            How long it ran, in seconds; None if a known result was taken.
 
         Raises:
             StageFailed: As the worker reports it.
             ResourceError: If the worker, the Prefect server or the remote gave out.
             RegraftError: If the stage was cancelled, or the worker cannot run it.
+            NotInRemote: If what was made again is gone again.
         """
         try:
             return self._run_once(plan, force=force, repair=False, on_line=on_line)
@@ -105,7 +107,7 @@ class Pools:
                 self._make_again(error, on_line)
                 self._run_once(stages[name], force=True, repair=True, on_line=on_line)
 
-    def _run_once(self, plan: StagePlan, *, force: bool, repair: bool, on_line: OnLine) -> bool:
+    def _run_once(self, plan: StagePlan, *, force: bool, repair: bool, on_line: OnLine) -> float | None:
         errand = Errand(
             stage=plan.name,
             force=force,
@@ -118,7 +120,8 @@ class Pools:
             on_line(f"stage {plan.name} runs here: {reads} lies on this machine")
             return self._run_here(errand, on_line)
         parcel = workspace.pack(self.paths, self.settings.name, self.remote)
-        key = hash_json([parcel.home, plan.name, stage_fingerprint(self.paths, plan.name)])
+        about = pipeline.definition(self.paths.root, plan.name)
+        key = hash_json([parcel.home, plan.name, about, stage_fingerprint(self.paths, plan.name)])
         if force:
             key = hash_json([key, str(uuid4())])
         parameters = {"parcel": parcel.model_dump(), "errand": errand.model_dump()}
@@ -126,16 +129,16 @@ class Pools:
         result = self.dispatch(f"{stage.run_stage.name}/{plan.pool}", name, key, parameters, on_line)
         handover.record(self.paths.root, plan.name, result["entry"])
         on_line(f"stage {plan.name} is done, on {result['host']} in {result['seconds']:.0f} s")
-        return bool(result["ran"])
+        return float(result["seconds"]) if result["ran"] else None
 
-    def _run_here(self, errand: Errand, on_line: OnLine) -> bool:
-        root, name, ran = self.paths.root, errand.stage, False
+    def _run_here(self, errand: Errand, on_line: OnLine) -> float | None:
+        root, name, ran, started = self.paths.root, errand.stage, False, time.monotonic()
         handover.fetch_inputs(root, name)
         if errand.force or not handover.restore(root, name):
             options: dict[str, Any] = {"timeout_s": errand.timeout_s, "gpus": errand.gpus, "on_line": on_line}
             ran = pipeline.run_stage(root, name, force=errand.force, **options)
         handover.push(root, name, repair=errand.repair)
-        return ran
+        return time.monotonic() - started if ran else None
 
     def _only_here(self, name: str) -> str:
         """Return what stage `name` reads of this machine's own files; empty if it reads none."""
@@ -152,26 +155,40 @@ class Pools:
             read += [f"the backbone {preset}" for preset in presets]
         return " and ".join(read)
 
-    def publish(self, lineage: dict[str, str], on_line: OnLine) -> dict[str, Any]:
-        """Have the model registered and judged by a worker of the pool cpu; see `flows.workspace.publish`."""
-        pool = self.settings.placement.pool or "cpu"
-        parcel = workspace.pack(self.paths, self.settings.name, self.remote)
-        parameters = {"parcel": parcel.model_dump(), "lineage": lineage, "tracking": self.tracking}
+    def publish(self, lineage: dict[str, str], on_line: OnLine) -> dict[str, Any] | None:
+        """Have the model registered and judged by a worker of the pool cpu; see `flows.workspace.publish`.
+
+        Each run has it done anew, which changes nothing in the registry if it was done before.
+
+        Returns:
+            None if the remote had lost what stages made, and they made it again: the plan is to be looked at anew.
+        """
+        pool = self.settings.placement.pool or pipeline.DEFAULT_POOL
+        parcel, fingerprint = (
+            workspace.pack(self.paths, self.settings.name, self.remote),
+            release_fingerprint(self.paths),
+        )
+        parameters = {"lineage": lineage, "fingerprint": fingerprint, "tracking": self.tracking}
         deployment, name = f"{stage.publish.name}/{pool}", f"{self.settings.name} publish"
-        return self.dispatch(deployment, name, hash_json([parcel.home, lineage]), parameters, on_line)
+        key = hash_json([parcel.home, fingerprint, lineage])
+        try:
+            return self.dispatch(deployment, name, key, {"parcel": parcel.model_dump(), **parameters}, on_line)
+        except NotInRemote as error:
+            self._make_again(error, on_line)
+        return None
 
     def dispatch(
         self, deployment: str, name: str, key: str, parameters: dict[str, Any], on_line: OnLine
     ) -> dict[str, Any]:
         """Run a deployment under `key`, unless that is under way or done already, and return the result it leaves."""
         home = f"home:{parameters['parcel']['home']}"
-        with get_client(sync_client=True) as client:
+        with _server() as client:
             self._cancel_others(client, home, key)
             run, said = _latest(client, key), "found"
             if run is None or _is_lost(client, run):
                 tags = [stage.TAG, home, f"key:{key}"]
-                run = _submit(deployment, name, f"{key}-{_count(client, key)}", parameters, tags)
-                said = "dispatched"
+                once = f"{key}-after-{run.id if run else 'nothing'}"
+                run, said = _submit(deployment, name, once, parameters, tags), "dispatched"
             on_line(f"{said} as run {run.name} ({run.id}) of {deployment}")
             with _cancelled_with_us(client, run.id):
                 run = _wait(client, run.id, on_line)
@@ -201,7 +218,7 @@ def open_pools(paths: Paths, settings: Settings) -> Pools:
             f"{needs}, but MLflow is {redacted(uri)}, a file of this machine: name a server in tracking.uri or "
             "MLFLOW_TRACKING_URI (`regraft up` starts one; an mlflow.db in the project goes before it)."
         )
-    if redacted(uri) != uri:
+    if redacted(uri) != uri or redacted(settings.tracking.uri or "") != (settings.tracking.uri or ""):
         raise SettingsError(
             f"the address of MLflow, {redacted(uri)}, holds a password, which would be sent to the Prefect server. "
             "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on each machine, or its MLFLOW_TRACKING_URI."
@@ -212,11 +229,35 @@ def open_pools(paths: Paths, settings: Settings) -> Pools:
             f"{needs}, which needs a place where machines leave data for each other: `dvc remote add --default NAME "
             f"URL` in {paths.root} (a folder that all of them see, ssh://, s3://, gs://, azure://)."
         )
+    for name, others in pipeline.made_by_no_stage(paths.root).items():
+        raise SettingsError(
+            f"{needs}, but stage {name} reads {', '.join(others)}, which no stage makes and no worker has. Let a "
+            "stage make it, or set placement.mode to local."
+        )
     return Pools(paths, settings, remote, uri)
 
 
 def _is_local(source: sources.Source) -> bool:
     return source.url is None and source.scheme not in ("package", "tfds")  # those every machine gets for itself
+
+
+@contextmanager
+def _server() -> Iterator[SyncPrefectClient]:
+    """Yield a client of the Prefect server.
+
+    Raises:
+        ResourceError: If the server does not answer, or forgets a run while it is waited for.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        raise ResourceError(
+            f"the Prefect server does not answer as it should ({error or type(error).__name__}); run again when it is "
+            "back: what was dispatched is found again."
+        ) from error
+    except ObjectNotFound as error:
+        raise ResourceError("a run was deleted from the Prefect server while it was waited for; run again.") from error
 
 
 def _submit(deployment: str, name: str, key: str, parameters: dict[str, Any], tags: list[str]) -> FlowRun:
@@ -239,24 +280,21 @@ def _latest(client: SyncPrefectClient, key: str) -> FlowRun | None:
     return found[0] if found else None
 
 
-def _count(client: SyncPrefectClient, key: str) -> int:
-    return client.count_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[f"key:{key}"])))
-
-
 def _is_lost(client: SyncPrefectClient, run: FlowRun) -> bool:
     """Return whether nothing can come of `run` any more: it failed, or its result is no longer kept."""
     state = run.state
     if state is None or not state.is_final():
         return state is not None and state.is_cancelling()
-    return not state.is_completed() or _result(client, run.id) is None
+    result = _result(client, run.id)
+    return not state.is_completed() or result is None or "error" in result
 
 
 def _wait(client: SyncPrefectClient, run_id: UUID, on_line: OnLine) -> FlowRun:
-    """Return the run when it has ended, handing on its log lines meanwhile.
+    """Return the run when it has ended, handing on its log lines meanwhile; a server that is away is waited for.
 
-    Raises:
-        ResourceError: If the server does not answer for minutes.
+    A run whose worker died before it began would be pending for ever: nobody but us sees it.
     """
+    pending_since: float | None = None
     seen, begun, silent_since, has_complained = 0, time.monotonic(), None, False
     log = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
     while True:
@@ -264,13 +302,10 @@ def _wait(client: SyncPrefectClient, run_id: UUID, on_line: OnLine) -> FlowRun:
             run = client.read_flow_run(run_id)
             lines = client.read_logs(log, offset=seen, limit=MOST_LINES, sort=LogSort.TIMESTAMP_ASC)
             silent_since = None
-        except httpx.HTTPError as error:
+        except httpx.HTTPError:
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > SERVER_PATIENCE_S:
-                raise ResourceError(
-                    f"the Prefect server has not answered for {SERVER_PATIENCE_S:.0f} s ({error}); run again when it "
-                    "is back: what was dispatched is found again."
-                ) from error
+                raise
             time.sleep(POLL_S)
             continue
         for line in lines:
@@ -279,6 +314,10 @@ def _wait(client: SyncPrefectClient, run_id: UUID, on_line: OnLine) -> FlowRun:
         seen += len(lines)
         if run.state is not None and run.state.is_final() and not lines:
             return run
+        is_pending = run.state is not None and run.state.is_pending()
+        pending_since = (pending_since or time.monotonic()) if is_pending else None
+        if pending_since is not None and time.monotonic() - pending_since > PENDING_PATIENCE_S:
+            client.set_flow_run_state(run_id, Crashed(message="Its worker took it and never began."))
         waits = run.state is None or run.state.is_scheduled()
         if waits and not has_complained and time.monotonic() - begun > QUEUE_PATIENCE_S:
             on_line(_why_it_waits(client, run))
@@ -300,7 +339,7 @@ def _why_it_waits(client: SyncPrefectClient, run: FlowRun) -> str:
 def _outcome(client: SyncPrefectClient, run: FlowRun) -> dict[str, Any]:
     """Return what the ended run left, or raise what it ended with."""
     state, result = run.state or State(type=StateType.CRASHED), _result(client, run.id)
-    if state.is_completed() and result is not None:
+    if state.is_completed() and result is not None and "error" not in result:
         return result
     if result is not None and "error" in result:
         if result["missing"]:
@@ -318,7 +357,8 @@ def _result(client: SyncPrefectClient, run_id: UUID) -> dict[str, Any] | None:
     found = client.read_artifacts(
         artifact_filter=ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), type=ArtifactFilterType(any_=[stage.RESULT])
-        )
+        ),
+        sort=ArtifactSort.CREATED_DESC,  # a run that was begun again by its worker has left two
     )
     result = json.loads(str(found[0].data)) if found else None
     return result if isinstance(result, dict) else None
@@ -335,4 +375,7 @@ def _cancelled_with_us(client: SyncPrefectClient, run_id: UUID) -> Iterator[None
 
 
 def _cancel(client: SyncPrefectClient, run_id: UUID) -> None:
-    client.set_flow_run_state(run_id, Cancelling(message="the run that waited for it was stopped"), force=True)
+    try:
+        client.set_flow_run_state(run_id, Cancelling(message="the run that waited for it was stopped"))
+    except Abort:
+        return  # it has ended meanwhile

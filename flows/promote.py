@@ -17,11 +17,12 @@ from regraft.settings import load_settings
 
 
 @task(name="promote", task_run_name="promote", tags=["cpu"], cache_policy=NO_CACHE, persist_result=False)
-def promote(root: str, flow_run_id: str, pools: Pools | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def promote(root: str, flow_run_id: str, pools: Pools | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Publish the project's current model, here or from a worker: once for each fingerprint, however often called.
 
     Returns:
-        The fields of `regraft.registry.register.Publication`, and what reports/metrics.json holds.
+        The fields of `regraft.registry.register.Publication`, and what reports/metrics.json holds; None if stages had
+        to make again what the remote had lost.
     """
     logger, paths = get_run_logger(), Paths(Path(root))
     tags = lineage(paths, flow_run_id)
@@ -30,6 +31,8 @@ def promote(root: str, flow_run_id: str, pools: Pools | None) -> tuple[dict[str,
         publication, metrics = done.as_json(), read_json(paths.reports / "metrics.json")
     else:
         result = pools.publish(tags, logger.info)
+        if result is None:
+            return None
         publication, metrics = result["publication"], result["metrics"]
         write_json(paths.reports / "promotion.json", publication)
     said = "is champion" if publication["promoted"] else "was not promoted"

@@ -93,12 +93,20 @@ def open_repository(paths: Paths) -> Iterator[Repo]:
         os.chdir(before)
 
 
-def drop_broken_lock(repo: Repo) -> bool:
+def forget_files_in_use(paths: Paths) -> None:
+    """Delete DVC's list of files in use: to be called where nobody but the caller works on the project.
+
+    What a killed run left there would keep all later ones out, if its process id is another process's by now.
+    """
+    (paths.root / ".dvc" / "tmp" / RWLOCK_FILE).unlink(missing_ok=True)
+
+
+def drop_broken_lock(paths: Paths) -> bool:
     """Delete DVC's list of files in use if it is cut short, with which DVC refuses to run; return whether it was.
 
     A process killed while writing it leaves it so. Nobody else uses it now: the project's lock is held.
     """
-    file = Path(repo.tmp_dir) / RWLOCK_FILE
+    file = paths.root / ".dvc" / "tmp" / RWLOCK_FILE
     try:
         json.loads(file.read_text("utf-8"))
     except FileNotFoundError:

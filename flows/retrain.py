@@ -17,11 +17,12 @@ from flows import handover, pipeline
 from flows.pipeline import StagePlan
 from flows.pools import Pools, open_pools
 from flows.promote import promote
+from flows.repository import drop_broken_lock
 from regraft import durations, progress
 from regraft.errors import ResourceError
 from regraft.fingerprint import release_fingerprint
 from regraft.locking import project_lock
-from regraft.measures import METRICS, task_of, words
+from regraft.measures import METRICS, headline, task_of, words
 from regraft.paths import Paths
 from regraft.registry.published import is_published
 from regraft.registry.register import read_publication
@@ -40,7 +41,8 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
         force: Stages to run even if nothing they depend on changed.
 
     Returns:
-        {"stages_run": [names], "stages_restored": [names], "publication": {...}}, see `flows.promote`.
+        {"stages_run": [names], "stages_restored": [names], "publication": {...}, "test": the test number in words,
+        unless there was nothing to do}, see `flows.promote`.
 
     Raises:
         StageFailed: With the last lines of the stage that failed. What ran before it stays recorded.
@@ -52,14 +54,32 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
     with project_lock(paths):
         tracking_uri(paths, settings)  # a store that MLflow does not know would fail the last step
         pools = open_pools(paths, settings) if settings.placement.mode == "pools" else None
-        elsewhere = pools is not None
-        stages_run: list[str] = []
-        stages_restored: list[str] = []
-        for stage in pipeline.plan(paths.root, force=tuple(force), data_elsewhere=elsewhere):
+        drop_broken_lock(paths)
+        outcome: dict[str, Any] = {"stages_run": [], "stages_restored": []}
+        bring_up_to_date(paths, pools, force, outcome)
+        done = [*outcome["stages_run"], *outcome["stages_restored"]]
+        if not done and is_published(paths, settings, release_fingerprint(paths)):
+            logger.info("nothing has changed since the last run")
+            return outcome | {"publication": read_publication(paths).as_json()}
+        while (published := promote(str(paths.root), flow_run_id(), pools)) is None:
+            bring_up_to_date(paths, pools, (), outcome)  # what the remote had lost may have come out otherwise
+        publication, metrics = published
+        publish_report(paths, publication, metrics)
+    return outcome | {"publication": publication, "test": headline(task_of(metrics), metrics["test"])}
+
+
+def bring_up_to_date(paths: Paths, pools: Pools | None, force: tuple[str, ...], outcome: dict[str, Any]) -> None:
+    """Run what is stale until nothing is, and add to `outcome` which stages ran and which were restored."""
+    logger, elsewhere = get_run_logger(), pools is not None
+    to_force, is_first = set(force), True
+    while True:
+        made_again = len(pools.made_again) if pools else 0
+        plan = pipeline.plan(paths.root, force=tuple(to_force), refresh=is_first, data_elsewhere=elsewhere)
+        for stage in plan:
             if not stage.stale:
                 logger.info("stage %s is clean", stage.name)
                 continue
-            if stage.name not in force and not pipeline.is_stale(paths.root, stage.name, data_elsewhere=elsewhere):
+            if stage.name not in to_force and not pipeline.is_stale(paths.root, stage.name, data_elsewhere=elsewhere):
                 logger.info("stage %s is clean: what it reads came out the same", stage.name)
                 continue
             logger.info("stage %s is stale: %s", stage.name, "; ".join(stage.why))
@@ -71,15 +91,13 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
                 retry_delay_seconds=RETRY_DELAY_S,
                 retry_condition_fn=may_succeed_later,
             )
-            ran = run(str(paths.root), stage, pools, force=stage.name in force)
-            (stages_run if ran else stages_restored).append(stage.name)
-        if not stages_run and not stages_restored and is_published(paths, settings, release_fingerprint(paths)):
-            logger.info("nothing has changed since the last run")
-            publication = read_publication(paths).as_json()
-        else:
-            publication, metrics = promote(str(paths.root), flow_run_id(), pools)
-            publish_report(paths, publication, metrics)
-    return {"stages_run": stages_run, "stages_restored": stages_restored, "publication": publication}
+            ran = run(str(paths.root), stage, pools, force=stage.name in to_force)
+            to_force.discard(stage.name)
+            outcome["stages_run" if ran else "stages_restored"].append(stage.name)
+        # A stage that was made again for a later one may have come out otherwise, and one between reads it, too.
+        if pools is None or len(pools.made_again) == made_again:
+            return
+        is_first = False
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -99,16 +117,18 @@ def run_stage(root: str, stage: StagePlan, pools: Pools | None, *, force: bool) 
         if match := progress.LINE.match(line):
             show(float(match["percent"]), f"{name}: {match['text']}")
 
-    started = time.monotonic()
+    started, seconds = time.monotonic(), None
     if pools is not None:
-        ran = pools.run(stage, force=force, on_line=on_line)
+        seconds = pools.run(stage, force=force, on_line=on_line)
+        ran = seconds is not None
     else:
         ran = (force or not is_restored(Path(root), name)) and pipeline.run_stage(
             Path(root), name, force=force, timeout_s=stage.timeout_s, gpus=stage.gpus, on_line=on_line
         )
     show(100.0, f"stage {name} is done")
     if ran:
-        durations.note(Paths(Path(root)), name, time.monotonic() - started, stage.pool)
+        seconds = time.monotonic() - started if seconds is None else seconds
+        durations.note(Paths(Path(root)), name, seconds, stage.pool)
     if not ran:
         logger.info("stage %s was restored from the cache: the same inputs were seen before", name)
     return ran

@@ -31,10 +31,10 @@ def run_stage(parcel: Parcel, errand: Errand) -> None:
 
 
 @flow(name="publish", persist_result=False)
-def publish(parcel: Parcel, lineage: dict[str, str], tracking: str) -> None:
+def publish(parcel: Parcel, lineage: dict[str, str], fingerprint: str, tracking: str) -> None:
     """Register and judge a project's model from this machine; see `flows.workspace.publish`."""
     with _leaving() as leave:
-        leave(workspace.publish(parcel, lineage, tracking, _sayer()))
+        leave(workspace.publish(parcel, lineage, fingerprint, tracking, _sayer()))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ It is run by an automation as soon as a run is recorded as crashed, and every fe
 while the server was away. Prefect may report one crash twice; a new run is keyed by the crashed one, so it begins once.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -21,13 +21,15 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 TAG = "regraft"  # of the deployments that it watches
 MOST_ATTEMPTS = 3
+OLD = timedelta(days=1)
 
 
 @flow(name="watchdog", persist_result=False)
 def watchdog(attempts: int = MOST_ATTEMPTS) -> list[str]:
     """Start the last run of each project's deployment again if it crashed; return the names of the new runs.
 
-    A run that failed or was cancelled is left alone: what it met stays as it is.
+    A run that failed or was cancelled is left alone: what it met stays as it is. So is a crash of more than a day ago,
+    which is nobody's present concern.
 
     Args:
         attempts: So many runs in a row may crash; then it is left to people.
@@ -43,6 +45,8 @@ def watchdog(attempts: int = MOST_ATTEMPTS) -> list[str]:
                 logger.error("the last %d runs of %s crashed; it is not started again", attempts, deployment.name)
                 continue
             last = crashed[0]
+            if last.state is not None and last.state.timestamp < datetime.now(UTC) - OLD:
+                continue
             run = client.create_flow_run_from_deployment(
                 deployment.id, parameters=last.parameters, idempotency_key=f"after-{last.id}"
             )

@@ -1,6 +1,8 @@
 """A project as a worker of a pool sees it: a folder on the worker's machine, made from what the run sent along."""
 
 import os
+import secrets
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from flows import checkpoints, handover, pipeline
-from flows.repository import start_project
+from flows.repository import forget_files_in_use, start_project
 from regraft.data import remotes
 from regraft.errors import RegraftError, ResourceError
 from regraft.files import read_json, write_json, write_text
@@ -20,7 +22,7 @@ from regraft.paths import Paths
 from regraft.settings import load_settings
 from regraft.state import state_folder
 
-LOCK_PATIENCE_S = 120.0  # for a run of the same project that was cancelled a moment ago
+LOCK_POLL_S = 2.0
 MOST_NAMED = 5
 
 
@@ -88,8 +90,14 @@ def pack(paths: Paths, name: str, remote: dict[str, Any]) -> Parcel:
 
 
 def home_of(paths: Paths) -> str:
-    """Return what tells the project at `paths` of this machine from every other: 12 hexadecimal digits."""
-    return hash_json([socket.gethostname(), str(paths.root)])[:12]
+    """Return what tells the project at `paths` from every other, even from a copy of its folder: 12 hexadecimal digits.
+
+    It is drawn once and kept in .regraft/, since names of machines and paths change, or are the same in two containers.
+    """
+    kept = paths.state / "home"
+    if not kept.exists():
+        write_text(kept, secrets.token_hex(16))
+    return hash_json([kept.read_text("utf-8"), str(paths.root)])[:12]
 
 
 @contextmanager
@@ -99,8 +107,12 @@ def unpacked(parcel: Parcel, on_line: Callable[[str], None]) -> Iterator[Paths]:
     root.mkdir(parents=True, exist_ok=True)
     paths = Paths(root)
     with _locked(paths, on_line):
-        if not (root / ".dvc").is_dir():
+        config = root / ".dvc" / "config"
+        if not config.is_file() or "[cache]" not in config.read_text("utf-8"):  # else it was cut short when it was made
+            shutil.rmtree(root / ".dvc", ignore_errors=True)
             start_project(root)
+        # Nobody else is at work here: what a killed run left would keep all later ones out.
+        forget_files_in_use(paths)
         for file, text in ((paths.params, parcel.params), (paths.graph, parcel.graph), (paths.lock, parcel.lock)):
             if text:
                 write_text(file, text)
@@ -114,18 +126,18 @@ def unpacked(parcel: Parcel, on_line: Callable[[str], None]) -> Iterator[Paths]:
 
 @contextmanager
 def _locked(paths: Paths, on_line: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of the workspace, after waiting for a run that was told to end."""
-    deadline = time.monotonic() + LOCK_PATIENCE_S
+    """Hold the lock of the workspace, after waiting for a run that is being ended, or was taken for dead and lives."""
+    said = ""
     with ExitStack() as held:
         while True:
             try:
                 held.enter_context(project_lock(paths))
                 break
             except ResourceError as error:
-                if time.monotonic() > deadline:
-                    raise
-                on_line(str(error))
-                time.sleep(5.0)
+                if str(error) != said:
+                    said = str(error)
+                    on_line(said)
+                time.sleep(LOCK_POLL_S)
         yield
 
 
@@ -149,25 +161,45 @@ def run_errand(parcel: Parcel, errand: Errand, on_line: Callable[[str], None]) -
         ran = False
         if errand.force or not handover.restore(paths.root, name):
             options: dict[str, Any] = {"timeout_s": errand.timeout_s, "gpus": errand.gpus, "on_line": on_line}
-            with checkpoints.mirrored(paths, name, errand.checkpoints_s, on_line):
+            with checkpoints.mirrored(paths, parcel.home, name, errand.checkpoints_s, on_line):
                 ran = pipeline.run_stage(paths.root, name, force=errand.force, **options)
-        handover.push(paths.root, name, repair=errand.repair)
+                handover.push(paths.root, name, repair=errand.repair)
+        else:
+            handover.push(paths.root, name)
         entry = handover.lock_entry(paths.root, name)
     return {"ran": ran, "entry": entry, "host": socket.gethostname(), "seconds": round(time.monotonic() - started, 1)}
 
 
-def publish(parcel: Parcel, lineage: dict[str, str], tracking: str, on_line: Callable[[str], None]) -> dict[str, Any]:
-    """Register and judge the project's model from here, where MLflow is `tracking` unless this machine's says else.
+def publish(
+    parcel: Parcel, lineage: dict[str, str], fingerprint: str, tracking: str, on_line: Callable[[str], None]
+) -> dict[str, Any]:
+    """Register and judge the project's model from here.
+
+    Args:
+        parcel: The project.
+        lineage: Tags of the version.
+        fingerprint: Of the model, where the run was planned; see `regraft.fingerprint.release_fingerprint`.
+        tracking: Where MLflow is, unless this machine's MLFLOW_TRACKING_URI says else.
+        on_line: Is told what goes on.
 
     Returns:
         {"publication": see `regraft.registry.register.Publication`, "metrics": what reports/metrics.json holds}
+
+    Raises:
+        RegraftError: If this machine would register it under another fingerprint.
+        NotInRemote: If what the stages made cannot be had.
     """
     from regraft.registry.register import publish as register  # MLflow takes two seconds to import
 
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking)
     with unpacked(parcel, on_line) as paths:
         handover.fetch_below(paths.root, [paths.reports, paths.serving, paths.prepared])
-        done = register(paths, load_settings(paths.params), lineage, release_fingerprint(paths))
+        if release_fingerprint(paths) != fingerprint:
+            raise RegraftError(
+                f"the worker on {socket.gethostname()} would wrap the model with other code or libraries than the run "
+                "that sent it: install the same commit with the same lock file on both, and restart the worker."
+            )
+        done = register(paths, load_settings(paths.params), lineage, fingerprint)
         return {"publication": done.as_json(), "metrics": read_json(paths.reports / "metrics.json")}
 
 

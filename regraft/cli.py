@@ -238,12 +238,14 @@ def run(
 
             if is_published(paths, settings, release_fingerprint(paths)):
                 outcome = {"stages_run": [], "stages_restored": [], "publication": read_publication(paths).as_json()}
-                _tell_outcome(paths, outcome, as_json=as_json)
+                if not elsewhere:  # reports that lie here are then those of the model
+                    outcome |= {"test": _test_number(paths)}
+                _tell_outcome(paths, outcome, elsewhere=elsewhere, as_json=as_json)
                 return
         from regraft.console import run_flow
 
         outcome = run_flow(paths.root, forced, debug="--debug" in sys.argv)
-    _tell_outcome(paths, outcome, as_json=as_json)
+    _tell_outcome(paths, outcome, elsewhere=elsewhere, as_json=as_json)
 
 
 @app.command("rank")
@@ -837,25 +839,29 @@ def audit(
         )
 
 
-def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, as_json: bool) -> None:
+def _test_number(paths: Paths) -> str:
+    """Return the test number of the model that was made here, with its interval, in words."""
+    from regraft.measures import headline, task_of
+
+    metrics = json.loads((paths.reports / "metrics.json").read_text("utf-8"))
+    return headline(task_of(metrics), metrics["test"])
+
+
+def _tell_outcome(paths: Paths, outcome: dict[str, Any], *, elsewhere: bool, as_json: bool) -> None:
     """Print what a run did: stages, version, decision, test number, and where to look next."""
     if as_json:
         _print_json(outcome)
         return
     publication = outcome["publication"]
-    from regraft.measures import headline, task_of
-
-    file = paths.reports / "metrics.json"  # not here if the last stage ran on another machine
     ran, restored = outcome["stages_run"], outcome["stages_restored"]
     said = ", ".join(ran) if ran else "none" if restored else "none, nothing has changed"
     typer.echo(f"stages run: {said}" + (f"; restored from the cache: {', '.join(restored)}" if restored else ""))
-    if file.exists():
-        metrics = json.loads(file.read_text("utf-8"))
-        typer.echo(f"test {headline(task_of(metrics), metrics['test'])}")
+    if "test" in outcome:
+        typer.echo(f"test {outcome['test']}")
     verdict = f"is models:/{publication['name']}@champion" if publication["promoted"] else "is registered, not promoted"
     typer.echo(f"version {publication['version']} {verdict}: {'; '.join(publication['reasons'])}")
-    report = paths.reports / "report.html"
-    typer.echo(f"report: {report}" if report.exists() else f"report: with MLflow run {publication['run_id']}")
+    report = f"with MLflow run {publication['run_id']}" if elsewhere else paths.reports / "report.html"
+    typer.echo(f"report: {report}")
 
 
 def _print_rows(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -1,7 +1,6 @@
 """Which GPUs a stage may use: each is leased to one at a time, by a lock that the kernel drops with its holder."""
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from regraft.locking import exclusive
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 DRIVER = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, there if NVIDIA's driver is loaded
+LOCKS = Path("/dev/shm")  # noqa: S108  (the same for all workers of this machine, whatever their TMPDIR)
 POLL_S = 1.0
 
 
@@ -69,7 +69,7 @@ def leased(count: int, on_line: Callable[[str], None]) -> Iterator[dict[str, str
 
 def _take_free(names: list[str], count: int, held: ExitStack) -> list[str]:
     """Lock up to `count` of the GPUs that nobody holds, and return which."""
-    folder = Path(tempfile.gettempdir()) / f"regraft-gpus-{os.getuid()}"  # the same for all workers of this machine
+    folder = LOCKS / f"regraft-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     taken: list[str] = []
     for name in names:

@@ -11,8 +11,11 @@ from regraft import gpus
 from regraft.errors import SettingsError
 
 HOLD = """
-import sys, time
+import os, sys
+from pathlib import Path
+from regraft import gpus
 from regraft.gpus import VISIBLE, leased
+gpus.LOCKS = Path(os.environ["LOCKS"])
 with leased(int(sys.argv[1]), lambda line: print(line, flush=True)) as seen:
     print("has", seen[VISIBLE], flush=True)
     sys.stdin.read()
@@ -22,8 +25,8 @@ with leased(int(sys.argv[1]), lambda line: print(line, flush=True)) as seen:
 @pytest.fixture(autouse=True)
 def two_devices(monkeypatch, tmp_path):
     monkeypatch.setenv(gpus.VISIBLE, "0,1")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(gpus, "LOCKS", tmp_path)
+    monkeypatch.setenv("LOCKS", str(tmp_path))  # of HOLD
 
 
 def holder(count, script=HOLD):

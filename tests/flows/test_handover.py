@@ -1,6 +1,7 @@
 """Stages that run on another machine, without one: what is sent, what comes back, and what may go wrong between."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_another_machine_goes_on_from_the_checkpoints_of_one_that_died(project, 
     )
     with pytest.raises(pipeline.StageFailed):
         run_elsewhere(project, checkpoints_s=1.0)
-    kept = tmp_path / "remote" / "checkpoints" / scratch
+    kept = tmp_path / "remote" / "checkpoints" / workspace.home_of(project) / scratch
     assert {file.name: file.read_text() for file in kept.iterdir()} == {"step": "2\n"}
 
     monkeypatch.setenv("REGRAFT_STATE", str(tmp_path / "other"))
@@ -166,6 +167,59 @@ def test_a_remote_that_is_away_is_one_sentence(project, tmp_path):
     use_remote(project, str(tmp_path / "file" / "remote"))
     with pytest.raises(ResourceError, match=r"the DVC remote .*file/remote (cannot be used now|did not take)"):
         handover.push(project.root, "download")
+
+
+def test_a_changed_definition_is_another_key_and_a_result_of_the_old_one_is_refused(project):
+    old = run_elsewhere(project)[0]["entry"]
+    about = pipeline.definition(project.root, "preprocess")
+    write_graph(project, preprocess="cp raw.txt prepared.txt")
+    assert pipeline.definition(project.root, "preprocess") != about
+    with pytest.raises(ResourceError, match="of stage preprocess changed while it ran"):
+        handover.record(project.root, "preprocess", old)
+    handover.record(project.root, "preprocess", run_elsewhere(project)[0]["entry"])
+    assert not any(stage.stale for stage in pipeline.plan(project.root, data_elsewhere=True))
+    project.graph.write_text(
+        project.graph.read_text().replace("outs: [prepared.txt]", "outs: [prepared.txt, more.txt]")
+    )
+    assert pipeline.plan(project.root, data_elsewhere=True)[1].why == ("its output more.txt is new",)
+
+
+def test_a_file_that_no_stage_makes_is_named(project):
+    assert pipeline.made_by_no_stage(project.root) == {}
+    project.graph.write_text(project.graph.read_text().replace("deps: [raw.txt]", "deps: [raw.txt, extra.csv]"))
+    assert pipeline.made_by_no_stage(project.root) == {"preprocess": ["extra.csv"]}
+
+
+@pytest.mark.parametrize("left", ["rwlock cut short", "rwlock of a living process", "no config"])
+def test_what_a_killed_run_left_in_a_workspace_keeps_no_later_one_out(project, left):
+    run_elsewhere(project)
+    dvc = workspace_of(project).root / ".dvc"
+    if left == "no config":
+        (dvc / "config").unlink()
+    else:
+        (dvc / "tmp").mkdir(exist_ok=True)
+        held = {str(workspace_of(project).root / "raw.txt"): {"write": {"pid": 1, "cmd": "run"}}}
+        (dvc / "tmp" / "rwlock").write_text("{" if left == "rwlock cut short" else json.dumps(held))
+    commands_run(workspace_of(project))
+    run_elsewhere(project, force=True)
+    assert commands_run(workspace_of(project)) == ["preprocess"]
+
+
+def test_a_copy_of_a_project_is_another_home(project, tmp_path):
+    home = workspace.home_of(project)
+    assert workspace.home_of(project) == home
+    shutil.copytree(project.root, tmp_path / "copy")
+    assert workspace.home_of(Paths(tmp_path / "copy")) != home
+
+
+@pytest.mark.parametrize(
+    ("url", "said"), [("ssh://anna:hidden@host/place", "holds a password"), ("remote://base/x", "by way of another")]
+)
+def test_a_remote_that_cannot_be_sent_is_refused(project, url, said):
+    use_remote(project, url)
+    with pytest.raises(RegraftError, match=said) as caught:
+        handover.remote_of(project.root)
+    assert "hidden" not in str(caught.value)
 
 
 def test_secrets_stay_on_the_machine_that_has_them(project):
