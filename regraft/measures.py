@@ -1,6 +1,6 @@
 """What a model is measured by, for each task: names, which of them lead, and which way is better. Imports nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 METRICS: Mapping[str, tuple[str, ...]] = {
@@ -53,6 +53,13 @@ def task_of(facts: Mapping[str, Any]) -> str:
 def words(metric: str) -> str:
     """Return the name of a metric for people: `micro F1` for `micro_f1`."""
     return _WORDS.get(metric, metric.replace("_", " ").replace(" f1", " F1"))
+
+
+def slice_words(row: Mapping[str, Any], number: Callable[[float], str]) -> str:
+    """Return which examples a row of `slices` is about: `length (s): 0.4 to 1.2`, `speaker: ann`."""
+    if "is" in row:
+        return f"{row['by']}: {row['is'] or '(empty)'}"
+    return f"{row['by']}: {number(row['from'])} to {number(row['to'])}"
 
 
 def headline(task: str, test: Mapping[str, Any], *, interval: float = 0.95) -> str:

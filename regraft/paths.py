@@ -35,6 +35,11 @@ class Paths:
         return self.root / "data" / "prepared"
 
     @property
+    def slices(self) -> Path:
+        """What the columns to slice by say of test examples: see `regraft.data.slice_columns`."""
+        return self.root / "data" / "slices.csv"
+
+    @property
     def backbones(self) -> Path:
         return self.root / "models" / "backbones"
 

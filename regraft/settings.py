@@ -72,6 +72,7 @@ class PreprocessSettings(Section):
     group_column: str | None = None
     group_pattern: str | None = None
     time_column: str | None = None
+    slice_columns: list[str] = []
     validation_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.15
     test_fraction: Annotated[Number, Field(gt=0.0, lt=0.5)] = 0.2
     min_examples_per_class: Annotated[int, Field(ge=3)] = 3
@@ -90,6 +91,13 @@ class PreprocessSettings(Section):
         if groups != 1:
             raise ValueError(f"must have one pair of parentheses, around the group; it has {groups}")
         return pattern
+
+    @field_validator("slice_columns")
+    @classmethod
+    def _columns_are_named_once(cls, columns: list[str]) -> list[str]:
+        if len(set(columns)) < len(columns):
+            raise ValueError("must name each column once")
+        return columns
 
     @model_validator(mode="after")
     def _groups_come_from_one_place(self) -> "PreprocessSettings":

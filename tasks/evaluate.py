@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from regraft.backbones.extractor import Extractor
 from regraft.data.records import Split, open_split, read_info
+from regraft.data.slice_columns import read_slices
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION, label_set
 from regraft.determinism import set_up
 from regraft.errors import TrainingError
@@ -44,6 +45,7 @@ PARITY_EXAMPLES = 32
 PARITY_TOLERANCE = 1e-3
 SPEED_EXAMPLES = 64
 SPEED_BUDGET_S = 2.0  # for each of two measurements
+SLICE = "slice "  # before the names of columns to slice by in predictions.csv
 EXPLAINED_EXAMPLES = 8  # of the test split, by which explanations are judged
 MISTAKES_SHOWN = {"image": 12, "audio": 12, "text": 6}
 
@@ -89,6 +91,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
             )
     log.info("the exported model agrees with the trained one within %.1g on %d examples", difference, len(sample))
 
+    told = read_slices(paths.slices, test.names)
     replies = predict(served.with_unusual, test, "testing")
     answers, unusual = replies[:, : len(classifier.labels)], replies[:, -1]
     probe = np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias
@@ -105,13 +108,13 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
         **outcome.metrics,
         **certainty.measure(settled, answers, test.labels, **chance),
         "unusual": measure_unusual(familiar, unusual, interval=evaluate.interval),
-        "slices": _slice(test, answers, chance),
+        "slices": _slice(test, answers, told, chance),
         "explanations": _test_explanations(explainer, test, float(_units(paths, test.task)[0]), seed),
     }
     write_json(paths.reports / "metrics.json", metrics)
     seen = [identity for split in ("train", "validation") for identity in open_split(paths.prepared, split).ids]
     np.save(paths.reports / "seen.npy", compact_ids(seen))
-    write_text(paths.reports / "predictions.csv", outcome.predictions)
+    write_text(paths.reports / "predictions.csv", _with_cells(outcome.predictions, told))
     log.info(
         "test %s on %d examples; probe %s", headline(test.task, metrics["test"], interval=evaluate.interval), len(test),
         headline(test.task, metrics["probe"]["test"], interval=evaluate.interval),
@@ -235,7 +238,9 @@ def _explain(explainer: Explainer, mistake: Mistake) -> Mistake:
     return replace(mistake, why=draw(explainer.prepared(content), attribution))
 
 
-def _slice(test: Split, answers: np.ndarray, chance: Mapping[str, Any]) -> dict[str, Any]:
+def _slice(
+    test: Split, answers: np.ndarray, told: Mapping[str, Sequence[str]], chance: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return how the model does on slices of the test split; `chance` is how intervals are drawn."""
     found: dict[str, list[float]] = {}
     for start in range(0, len(test), BATCH_SIZE):
@@ -243,7 +248,19 @@ def _slice(test: Split, answers: np.ndarray, chance: Mapping[str, Any]) -> dict[
         for name, values in slices.traits(test.kind, contents).items():
             found.setdefault(name, []).extend(values)
     given = {CLASSIFICATION: answers.argmax(axis=1), MULTILABEL: answers >= 0.5}.get(test.task, answers)
-    return slices.measure_slices(test.task, test.labels, given, found, **chance)
+    return slices.measure_slices(test.task, test.labels, given, found, told=told, **chance)
+
+
+def _with_cells(predictions: str, told: Mapping[str, Sequence[str]]) -> str:
+    """Return predictions.csv with a column more for each one of `told`, `slice NAME`."""
+    if not told:
+        return predictions
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    header, *rows = csv.reader(io.StringIO(predictions, newline=""))
+    writer.writerow([*header, *(SLICE + name for name in told)])
+    writer.writerows([*row, *cells] for row, cells in zip(rows, zip(*told.values(), strict=True), strict=True))
+    return lines.getvalue()
 
 
 def predict(

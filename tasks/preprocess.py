@@ -25,6 +25,7 @@ from regraft.data.grouping import (
 )
 from regraft.data.records import Example, write_prepared
 from regraft.data.several import read_folders
+from regraft.data.slice_columns import write_slices
 from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
@@ -41,9 +42,10 @@ _GROUPS_LISTED = 1000
 
 
 def run(preprocess: PreprocessSettings, paths: Paths) -> None:
-    """Read data/raw, write data/prepared and reports/{data.json,data.png,croissant.json}.
+    """Read data/raw, write data/{prepared,slices.csv} and reports/{data.json,data.png,croissant.json}.
 
-    The first two are written for data that cannot be used, too. reports/download.json says where the data is from.
+    data.json and data.png are written for data that cannot be used, too. reports/download.json says where the data is
+    from.
     """
     kind = _kind(preprocess.kind, paths.raw)
     download = _download(paths.reports / "download.json")
@@ -58,7 +60,9 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             target_column=preprocess.target_column,
             task=preprocess.task,
             rare_below=preprocess.min_examples_per_class,
-            split_columns=SplitColumns(preprocess.group_column, preprocess.time_column),
+            split_columns=SplitColumns(
+                preprocess.group_column, preprocess.time_column, tuple(preprocess.slice_columns)
+            ),
         )
         if preprocess.group_pattern is not None:
             collection = with_groups(collection, preprocess.group_pattern, read_folders(paths.raw))
@@ -119,6 +123,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
         )
         with replace_directory(paths.prepared) as directory:
             write_prepared(directory, kind, labels, splits, task=collection.task)
+    write_slices(paths.slices, preprocess.slice_columns, splits["test"])
     where = os.path.relpath(paths.prepared, paths.reports)
     write_json(paths.reports / "croissant.json", croissant.metadata(paths.prepared, download, where=where))
     if collection.columns:

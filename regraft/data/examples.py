@@ -247,7 +247,7 @@ def collect_images(
         target_column: Column of targets in the table of labels, or several; None guesses one.
         task: As in the settings; "auto" decides by the table's cells (see `reader_for`), folders are classes.
         rare_below: See `reader_for`.
-        split_columns: Columns of groups and times in the table of labels.
+        split_columns: Columns of groups and times, and those to slice by, in the table of labels.
 
     Raises:
         DataError: If the folder layout is ambiguous, the table of labels cannot be used, or targets are not what the
@@ -411,7 +411,8 @@ def collect_texts(
         target_column: Column of targets, or several; None guesses one.
         task: As in the settings; "auto" decides by the cells of train, see `reader_for`.
         rare_below: See `reader_for`.
-        split_columns: Columns of groups and times, which other tables than train may lack.
+        split_columns: Columns of groups and times, which other tables than train may lack; and those to slice by,
+            which validation may lack.
 
     Raises:
         DataError: If there is no table, two are for one split, one cannot be parsed or has no rows, or a column is
@@ -465,6 +466,8 @@ def collect_texts(
                 f"{quoted(table.header)}. Every table needs the text and the label; without labels it cannot serve as "
                 f"{split} split."
             )
+        if split == "test":
+            split_columns.require_slices(table.name, table.header)
         for result in _read_rows(table, texts, reader, split_columns):
             if isinstance(result, Reject):
                 rejects.append(result)
@@ -516,8 +519,7 @@ def _read_rows(
             yield Reject(name, str(error), target.label)
             continue
         identity = hashlib.sha256(content.encode()).hexdigest()
-        group, time = split_columns.cells(table.header, fields)
-        yield Example(identity, name, target.label, content, target.values, group, time)
+        yield Example(identity, name, target.label, content, target.values, *split_columns.cells(table.header, fields))
 
 
 def _read_target(file: LabelledFile, reader: TargetReader) -> Target | Reject:
@@ -585,7 +587,7 @@ def _read_image(raw: Path, scratch: Path, seen: _Glance, *, is_fit: bool) -> _Im
         except UnreadableImage as error:
             return Reject(name, str(error), label)
     file = seen.file
-    example = Example(digest, name, label, stored, seen.target.values, file.group, file.time)
+    example = Example(digest, name, label, stored, seen.target.values, file.group, file.time, file.slices)
     return _Image(file.split, example, seen.inspection, was_reencoded=not is_fit)
 
 
@@ -606,7 +608,7 @@ def _read_recording(raw: Path, scratch: Path, file: LabelledFile, reader: Target
             return Reject(name, "cannot be decoded by TensorFlow", target.label)
         stored = scratch / f"{digest}.wav"
         _write_once(stored, wav)
-    example = Example(digest, name, target.label, stored, target.values, file.group, file.time)
+    example = Example(digest, name, target.label, stored, target.values, file.group, file.time, file.slices)
     return _Recording(file.split, example, recording.seconds, recording.rate_hz)
 
 

@@ -1,13 +1,14 @@
-"""Groups and times of examples, which decide how splits may be made: whose they are, and when they came about.
+"""What tables say of examples beside their target: whose they are, when they came about, what else they differ in.
 
-They stand in columns beside the target, or, a group only, in the names of files. Nothing is opened here.
+Groups and times decide how splits may be made; other columns are for looking at a model's answers by. They stand beside
+the target, or, a group only, in the names of files. Nothing is opened here.
 """
 
 import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -20,19 +21,20 @@ Time = int | float | datetime
 
 @dataclass(frozen=True)
 class SplitColumns:
-    """The columns of a table that hold each example's group and its time; None for none."""
+    """The columns of a table that hold each example's group and its time, None for none; and those to slice by."""
 
     group: str | None = None
     time: str | None = None
+    slices: tuple[str, ...] = ()
 
     @property
     def names(self) -> dict[str, str]:
-        """The columns that are set, by their role, "group" or "time"."""
+        """The columns of groups and times that are set, by their role, "group" or "time"."""
         return {role: column for role, column in (("group", self.group), ("time", self.time)) if column is not None}
 
     def without(self, header: Sequence[str], kept: Sequence[str] = ()) -> list[int]:
         """Return the places of columns in which a text or target may be looked for: the `kept`, and all of no role."""
-        aside = set(self.names.values()).difference(kept)
+        aside = {*self.names.values(), *self.slices}.difference(kept)
         return [place for place, column in enumerate(header) if column not in aside]
 
     def require(self, name: str, header: Sequence[str], taken: Mapping[str, str] | None = None) -> None:
@@ -47,14 +49,20 @@ class SplitColumns:
         Raises:
             DataError: With the columns there are.
         """
-        for role, column in self.names.items():
-            setting = f"preprocess.{role}_column is {column!r}"
-            if column not in header:
-                close = difflib.get_close_matches(column, header, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise DataError(f"{setting}, and {name} has no such column; its columns are {quoted(header)}.{hint}")
+        for role, column, setting in self._settings():
+            _require(column, setting, name, header)
             if taken and column in taken and (role, taken[column]) != ("group", "text"):
                 raise DataError(f"{setting}, which {name} uses for the {taken[column]}; they must differ.")
+
+    def require_slices(self, name: str, header: Sequence[str]) -> None:
+        """Raise unless the table `name`, which is the test split, has the columns to slice by.
+
+        Raises:
+            DataError: With the columns there are.
+        """
+        for role, column, setting in self._settings():
+            if role == "slice":
+                _require(column, setting, name, header)
 
     def refuse(self) -> None:
         """Raise if a column is set: the source has no table that could hold it.
@@ -62,18 +70,32 @@ class SplitColumns:
         Raises:
             DataError: With what to do instead.
         """
-        for role, column in self.names.items():
+        for role, column, setting in self._settings():
             other = ", or set preprocess.group_pattern if the names of the files say it" if role == "group" else ""
             raise DataError(
-                f"preprocess.{role}_column is {column!r}, and class folders have no columns. Put a labels.csv beside "
-                f"the files, with the columns file, label and {column}{other}."
+                f"{setting}, and class folders have no columns. Put a labels.csv beside the files, with the columns "
+                f"file, label and {column}{other}."
             )
 
-    def cells(self, header: Sequence[str], fields: Sequence[str]) -> tuple[str, str]:
-        """Return the group and the time in a row, as written but trimmed; "" where there is none."""
+    def cells(self, header: Sequence[str], fields: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
+        """Return the group, the time and what to slice by in a row, as written but trimmed; "" where there is none."""
         row = dict(zip(header, fields, strict=True))
         group, time = (row.get(column, "") if column is not None else "" for column in (self.group, self.time))
-        return group.strip(), time.strip()
+        return group.strip(), time.strip(), tuple(row.get(column, "").strip() for column in self.slices)
+
+    def _settings(self) -> Iterator[tuple[str, str, str]]:
+        """Yield role and name of each column, and the words that say which setting asks for it."""
+        for role, column in self.names.items():
+            yield role, column, f"preprocess.{role}_column is {column!r}"
+        for column in self.slices:
+            yield "slice", column, f"preprocess.slice_columns names {column!r}"
+
+
+def _require(column: str, setting: str, name: str, header: Sequence[str]) -> None:
+    if column not in header:
+        close = difflib.get_close_matches(column, header, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"{setting}, and {name} has no such column; its columns are {quoted(header)}.{hint}")
 
 
 NO_COLUMNS = SplitColumns()

@@ -28,7 +28,8 @@ SPLIT_NAMES = ("split", "subset", "partition")
 class LabelledFile:
     """A file, its split, and the cells of its target as written.
 
-    `where` is its row (`labels.csv:17`), or empty without a table; `group` and `time` are cells, too, or empty.
+    `where` is its row (`labels.csv:17`), or empty without a table; `group`, `time` and `slices` are cells, too, or
+    empty.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LabelledFile:
     where: str
     group: str = ""
     time: str = ""
+    slices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def read_labels(
         raw: The folder.
         names: All files in it, relative to it.
         target_column: Column of targets, or several; None guesses one, as for tables of texts.
-        split_columns: Columns of groups and times.
+        split_columns: Columns of groups and times, and those to slice by.
 
     Raises:
         DataError: If there are two such tables, it cannot be parsed, a column named in the settings is missing, a cell
@@ -115,7 +117,7 @@ def read_labels(
     split = next((name for name in table.header if name.lower() in SPLIT_NAMES and name != column), None)
     named = [target_column] if isinstance(target_column, str) else list(dict.fromkeys(target_column or ()))
     split_columns.require(table.name, table.header, {column: "file", **dict.fromkeys(named, "target")})
-    apart = {*split_columns.names.values(), *([split] if split else [])}
+    apart = {*split_columns.names.values(), *split_columns.slices, *([split] if split else [])}
     targets = tuple(_target_column(table, column, split, apart, name) for name in named)
     targets = targets or (_target_column(table, column, split, apart, None),)
     file_place, target_places = table.header.index(column), [table.header.index(target) for target in targets]

@@ -130,7 +130,11 @@ def _collected(settings: Settings, paths: Paths, scratch: Path) -> _Examples:
         target_column=settings.preprocess.target_column,
         task=settings.preprocess.task,
         rare_below=settings.preprocess.min_examples_per_class,
-        split_columns=SplitColumns(settings.preprocess.group_column, settings.preprocess.time_column),
+        split_columns=SplitColumns(
+            settings.preprocess.group_column,
+            settings.preprocess.time_column,
+            tuple(settings.preprocess.slice_columns),
+        ),
     )
     places = [(split, example) for split, held in collection.splits.items() for example in held]
     if not places:

@@ -39,6 +39,7 @@ class Example:
         values: One number for each target, see `targets.Target`; empty for a class.
         group: Whose it is (a speaker, a patient), as written; empty for none. Stored as a digest.
         time: When it came about, as written; empty for none. Not stored.
+        slices: What the columns to slice by say of it. Not stored here: see `regraft.data.slice_columns`.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Example:
     values: tuple[float, ...] = ()
     group: str = ""
     time: str = ""
+    slices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regraft.evaluation.plots import Theme, reliability_figure
-from regraft.measures import BESIDES, METRICS, task_of, words
+from regraft.measures import BESIDES, METRICS, slice_words, task_of, words
 
 Show = Callable[[str, float], str]  # a metric and its value, for people
 Percent = Callable[[float], str]
@@ -143,11 +143,11 @@ def _slices(metrics: Mapping[str, Any], show: Show, number: Percent) -> dict[str
 
     def worded(row: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "name": f"{row['by']}: {number(row['from'])} to {number(row['to'])}",
+            "name": slice_words(row, number),
             "examples": row["examples"],
             "value": show(metric, row["value"]),
             "span": f"{show(metric, row['low'])} to {show(metric, row['high'])}",
-            "is_worst": slices["worst"] is not None and all(row[key] == slices["worst"][key] for key in row),
+            "is_worst": slices["worst"] is not None and all(row[key] == slices["worst"].get(key) for key in row),
         }
 
     worst = slices["worst"]
@@ -164,6 +164,7 @@ def _slices(metrics: Mapping[str, Any], show: Show, number: Percent) -> dict[str
         "metric": words(metric),
         "rows": [worded(row) for row in slices["slices"]],
         "left_out": slices["left_out"],
+        "fewest": slices["fewest"],
     }
 
 

@@ -15,7 +15,7 @@ from regraft.evaluation.resampling import share_with_interval
 from regraft.measures import LOWER_IS_BETTER, SLICED
 
 FEWEST = 20  # examples in a slice; fewer say nothing
-_PARTS = 3
+_THIRDS, _QUARTERS = 3, 4
 _SIDE_PX = 64  # brightness needs no more
 _DECIMALS = 6
 
@@ -60,11 +60,15 @@ def measure_slices(
     given: NDArray[Any],
     properties: Mapping[str, Sequence[float]],
     *,
+    told: Mapping[str, Sequence[str]] | None = None,
     samples: int,
     interval: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the measure (accuracy, micro F1 or RMSE) on thirds of the examples by each property, and the worst third.
+    """Return the measure (accuracy, micro F1 or RMSE) on slices of the examples, and the worst slice.
+
+    Slices are thirds by each property that examples have; and by what tables tell of them quarters, where all that is
+    told are numbers, else the examples of each value.
 
     The more slices are looked at, the lower the lowest of them is by chance alone. So the intervals are widened until
     they hold for all slices at once (Bonferroni), and the worst slice is the one whose better end is worst: not the one
@@ -75,21 +79,23 @@ def measure_slices(
         labels: Shape (N,), for other tasks (N, K).
         given: What was answered: classes (N,), label sets or values (N, K).
         properties: What `traits` returned: one number an example.
+        told: Cells of columns, one an example; empty ones are a value of their own.
         samples: Bootstrap samples, for other tasks than classes.
         interval: Coverage of all the intervals together, in (0, 1).
         seed: Makes the intervals repeatable.
 
     Returns:
         {"metric", "looked_at": number of slices, "fewest": examples that a slice must have, "slices": rows with by,
-        from, to (both included), examples, value, low and high, "worst": one of these rows with "clearly" (or None),
-        "left_out": names of properties that divide the examples into no two large enough slices}.
+        from, to (both included) or is, examples, value, low and high, "worst": one of these rows with "clearly" (or
+        None), "left_out": names of properties and columns that divide the examples into no two large enough slices}.
     """
+    divided = [(name, _by_number(np.asarray(values, np.float64), _THIRDS)) for name, values in properties.items()]
+    divided += [(name, _by_cell(cells)) for name, cells in (told or {}).items()]
     found, left_out = [], []
-    for name, values in properties.items():
-        numbers: NDArray[np.float64] = np.round(np.asarray(values, np.float64), _DECIMALS).astype(np.float64)
-        parts = _thirds(numbers)
-        if len(parts) > 1:
-            found += [(name, float(numbers[part].min()), float(numbers[part].max()), part) for part in parts]
+    for name, parts in divided:
+        large = [(facts, part) for facts, part in parts if len(part) >= FEWEST]
+        if len(large) > 1:
+            found += [({"by": name, **facts}, part) for facts, part in large]
         else:
             left_out.append(name)
     metric = SLICED[task]
@@ -101,10 +107,7 @@ def measure_slices(
         return columns.measure(task, labels[part], given[part], **chance)[metric]
 
     together = 1.0 - (1.0 - interval) / max(1, len(found))
-    rows: list[dict[str, Any]] = [
-        {"by": name, "from": low, "to": high, "examples": len(part), **score(part, together)}
-        for name, low, high, part in found
-    ]
+    rows: list[dict[str, Any]] = [{**facts, "examples": len(part), **score(part, together)} for facts, part in found]
     is_error = metric in LOWER_IS_BETTER
     worst = None
     if rows:
@@ -121,9 +124,30 @@ def measure_slices(
     }
 
 
-def _thirds(values: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """Return the rows of each third of `values` that is large enough; equal values are never parted."""
-    edges = np.unique(np.quantile(values, np.arange(1, _PARTS) / _PARTS)) if len(values) else values
-    place = np.searchsorted(edges, values)  # up to an edge, that included, and beyond the last one
-    parts = [np.flatnonzero(place == number) for number in range(len(edges) + 1)]
-    return [part for part in parts if len(part) >= FEWEST]
+Parts = list[tuple[dict[str, Any], NDArray[np.int64]]]  # what tells a slice from others of its kind, and its rows
+
+
+def _by_number(values: NDArray[np.float64], parts: int) -> Parts:
+    """Return equal parts of the rows by `values`, finite or NaN for none; equal values are never parted."""
+    numbers: NDArray[np.float64] = np.round(values, _DECIMALS).astype(np.float64)
+    known = numbers[~np.isnan(numbers)]
+    edges = np.unique(np.quantile(known, np.arange(1, parts) / parts)) if len(known) else known
+    place = np.searchsorted(edges, numbers)  # up to an edge, that included, and beyond the last one
+    place[np.isnan(numbers)] = -1
+    held = [rows for part in range(len(edges) + 1) if len(rows := np.flatnonzero(place == part))]
+    found: Parts = [({"from": float(numbers[rows].min()), "to": float(numbers[rows].max())}, rows) for rows in held]
+    missing = np.flatnonzero(place == -1)
+    return [*found, ({"is": ""}, missing)] if len(missing) else found
+
+
+def _by_cell(cells: Sequence[str]) -> Parts:
+    """Return quarters of the rows where all cells but empty ones are finite numbers, else the rows of each value."""
+    try:
+        numbers = np.array([float(cell) if cell else np.nan for cell in cells])
+    except ValueError:
+        numbers = np.full(len(cells), np.inf)
+    filled = np.array([bool(cell) for cell in cells], bool)
+    if filled.any() and np.isfinite(numbers[filled]).all():
+        return _by_number(numbers, _QUARTERS)
+    values = np.array(cells, object)
+    return [({"is": value}, np.flatnonzero(values == value)) for value in sorted(set(cells))]

@@ -12,9 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy import special
 
 from regraft.data.pairs import SEPARATOR
-from regraft.data.targets import REGRESSION
+from regraft.data.targets import MULTILABEL, REGRESSION
 from regraft.tuning.classifier import Classifier
 
 GRID = 8  # cells a side
@@ -22,6 +23,8 @@ GRADIENT_STEPS = 32
 MOST_WORDS = 64  # longer texts are taken apart into so many runs of neighbouring words
 BATCH_SIZE = 32
 GRAD_CAM, INTEGRATED_GRADIENTS, LEAVE_ONE_OUT = "Grad-CAM", "integrated gradients", "leaving words out"
+HIDING = "hiding squares"
+SQUARES = (1, 3)  # cells a side of what is hidden at a time
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Attribution:
 
 
 class PictureExplainer:
-    """Explains answers to images, or recordings as pictures, by gradients; and hides parts of them.
+    """Explains answers to images, or recordings as pictures, by hiding parts of them and by gradients.
 
     For values, what lowers the answer counts as much as what raises it; for classes and labels it counts as nothing.
 
@@ -64,6 +67,11 @@ class PictureExplainer:
         self._prepare = classifier.extractor.prepare
         self.task = classifier.task
         self._matters = np.abs if self.task == REGRESSION else lambda mass: np.maximum(mass, 0.0)
+        # A graph: eager calls of a network are several times slower.
+        pixels = tf.TensorSpec((None, *self._model.input_shape[1:]), tf.float32)
+        self._forward = tf.function(
+            lambda pictures: self._model(pictures, training=False), input_signature=[pixels], autograph=False
+        )
         pool = next((layer for layer in self._model.layers if layer.name == "pool"), None)
         seen = pool.input if pool is not None else None
         # Networks that give a sequence of patches (transformers) have no map to look at.
@@ -75,8 +83,12 @@ class PictureExplainer:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods that this network allows, the one to show first."""
-        return (GRAD_CAM, INTEGRATED_GRADIENTS) if self._with_map else (INTEGRATED_GRADIENTS,)
+        """The methods that this network allows, the one to show first.
+
+        Of recordings in several windows, hiding squares in each would take too many answers of the network.
+        """
+        by_gradients = (GRAD_CAM, INTEGRATED_GRADIENTS) if self._with_map else (INTEGRATED_GRADIENTS,)
+        return by_gradients if len(self._model.input_shape) == 5 else (HIDING, *by_gradients)
 
     def prepared(self, content: bytes) -> NDArray[np.float32]:
         """Return an encoded image or recording as the model sees it: float32 (windows, side, side, 3) in [0, 255]."""
@@ -86,7 +98,7 @@ class PictureExplainer:
     def outputs(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the model's outputs, float32 (N, K), for pictures (N, windows, side, side, 3)."""
         parts = [pictures[start : start + BATCH_SIZE] for start in range(0, len(pictures), BATCH_SIZE)]
-        return np.concatenate([np.asarray(self._model(self._shaped(part), training=False)) for part in parts])
+        return np.concatenate([self._forward(tf.constant(self._shaped(part))).numpy() for part in parts])
 
     def outputs_of_parts(self, content: bytes, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the outputs for what is left of a picture, see `hidden`."""
@@ -95,17 +107,14 @@ class PictureExplainer:
     def attribute(self, method: str, content: bytes, target: int) -> Attribution:
         """Return what in the image or recording `content` speaks for output `target`."""
         picture = self.prepared(content)
+        if method == HIDING:
+            return self._hiding(content, target, picture.shape[1:3])
         if method == GRAD_CAM and self._with_map is not None:
             heat = self._grad_cam(self._with_map, picture, target)
         else:
             heat = self._integrated_gradients(picture, target)
         cells = tf.image.resize(heat[..., None], (GRID, GRID), method="area")[..., 0].numpy()
-        largest = float(heat.max())
-        return Attribution(
-            method,
-            cells.astype(np.float64).ravel(),
-            heat=(heat / largest if largest > 0.0 else heat).astype(np.float32),
-        )
+        return Attribution(method, cells.astype(np.float64).ravel(), heat=_to_one(heat))
 
     def hidden(self, content: bytes, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return versions of a picture in which cells that are not kept are blurred beyond recognition.
@@ -126,6 +135,25 @@ class PictureExplainer:
 
     def _shaped(self, pictures: NDArray[np.float32] | tf.Tensor) -> NDArray[np.float32] | tf.Tensor:
         return pictures if len(self._model.input_shape) == 5 else pictures[:, 0]
+
+    def _hiding(self, content: bytes, target: int, size: tuple[int, int]) -> Attribution:
+        """Weigh cells by how much the answer falls without them (Zeiler & Fergus, 2014, section 4.2, arXiv:1311.2901).
+
+        Squares of a single cell alone would miss what several cells show alike, so larger ones are hidden too; a cell's
+        weight is the mean over the sizes of its mean over the squares that hold it.
+        """
+        weights = np.zeros(GRID * GRID)
+        for side in SQUARES:
+            squares = _squares(side)
+            keep = np.concatenate([np.ones((1, GRID * GRID), bool), ~squares])
+            says = _evidence(self.task, self.outputs_of_parts(content, keep), target)
+            weights += squares.T @ (says[0] - says[1:]) / squares.sum(axis=0) / len(SQUARES)
+        if self.task == REGRESSION:
+            weights = np.abs(weights)
+        heat = tf.image.resize(np.maximum(weights, 0.0).reshape(1, GRID, GRID, 1), size, method="bilinear")[
+            ..., 0
+        ].numpy()
+        return Attribution(HIDING, weights, heat=_to_one(heat))
 
     def _grad_cam(self, with_map: keras.Model, picture: NDArray[np.float32], target: int) -> NDArray[np.float32]:
         """Weigh the channels of the last feature map by mean gradients (Selvaraju et al., 2017, arXiv:1610.02391)."""
@@ -222,6 +250,31 @@ Explainer = PictureExplainer | TextExplainer
 def explainer_of(classifier: Classifier) -> Explainer:
     """Return what explains answers of `classifier`."""
     return TextExplainer(classifier) if classifier.extractor.kind == "text" else PictureExplainer(classifier)
+
+
+def _squares(side: int) -> NDArray[np.bool_]:
+    """Return the cells of each square of `side` cells a side in the grid, shape (squares, parts)."""
+    corners = [(row, column) for row in range(GRID - side + 1) for column in range(GRID - side + 1)]
+    squares = np.zeros((len(corners), GRID, GRID), bool)
+    for number, (row, column) in enumerate(corners):
+        squares[number, row : row + side, column : column + side] = True
+    return squares.reshape(len(corners), -1)
+
+
+def _evidence(task: str, outputs: NDArray[np.float32], target: int) -> NDArray[np.float64]:
+    """Return by row of `outputs` (N, K) what speaks for `target`: log-probability of a class or label, or the value."""
+    wide = outputs.astype(np.float64)
+    if task == REGRESSION:
+        return wide[:, target]
+    if task == MULTILABEL:
+        return special.log_expit(wide[:, target])
+    return special.log_softmax(wide, axis=1)[:, target]
+
+
+def _to_one(heat: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return `heat`, which is not negative, with 1 for its largest value."""
+    largest = float(heat.max())
+    return (heat / largest if largest > 0.0 else heat).astype(np.float32)
 
 
 def _blurred(picture: NDArray[np.float32]) -> NDArray[np.float32]:

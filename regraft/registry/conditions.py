@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.files import read_json
-from regraft.measures import LOWER_IS_BETTER, words
+from regraft.measures import LOWER_IS_BETTER, slice_words, words
 from regraft.paths import Paths
 from regraft.registry.promotion import Gate
 from regraft.settings import PromoteSettings
@@ -76,8 +76,8 @@ def slice_gate(metrics: Mapping[str, Any], least: float) -> Gate:
     passed = value <= least if metric in LOWER_IS_BETTER else value >= least
     limit = "most allowed" if metric in LOWER_IS_BETTER else "minimum"
     reason = (
-        f"test {words(metric)} {value:.4f} on the worst of {slices['looked_at']} slices ({worst['by']} from "
-        f"{worst['from']:.4g} to {worst['to']:.4g}, {worst['examples']} examples; {worst['low']:.4f} to "
+        f"test {words(metric)} {value:.4f} on the worst of {slices['looked_at']} slices "
+        f"({slice_words(worst, '{:.4g}'.format)}, {worst['examples']} examples; {worst['low']:.4f} to "
         f"{worst['high']:.4f}) {'keeps to' if passed else 'misses'} the {limit} {least:.4f}"
     )
     numbers = {"value": value, "low": worst["low"], "high": worst["high"], "minimum": least}

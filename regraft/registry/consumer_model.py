@@ -6,6 +6,8 @@ TensorFlow only when the model is loaded, because registering a version runs thi
 """
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 BATCH_ROWS = 64
-MOST_PIXELS = 100_000_000  # decoding needs 3 bytes each, and a small file can claim any number of them
+MOST_PIXELS = (
+    100_000_000  # of an image, or of those decoded together: 3 bytes each, and a small file can claim any number
+)
 SEPARATOR = " ||| "  # between the two texts of a pair, as regraft.data.pairs has it
 EXPECTED = {"image": "the bytes of an image file", "audio": "the bytes of a WAV file", "text": "a string"}
+BASE64 = (
+    "This looks like base64, which MLflow's server decodes in `dataframe_records` and `dataframe_split`, not in "
+    "`inputs` and `instances`."
+)
 READABLE = {
     "image": "an image that can be read ({}). Whole JPEG, PNG, GIF and BMP files are, as they are on disk.",
     "audio": "a recording that can be read ({}). Whole WAV files are, as they are on disk, of any sampling rate and "
@@ -78,11 +86,15 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
             [self._checked(row, value, name) for row, value in enumerate(_rows(model_input[name]))]
             for name in self.pair or [self.kind]
         ]
+        if self.pair and len(columns[0]) != len(columns[1]):
+            first, second = map(len, columns)
+            raise MlflowException.invalid_parameter_value(
+                f"each row needs two texts: column `{self.pair[0]}` holds {first} and column `{self.pair[1]}` {second}"
+            )
         values = [_joined(*texts) for texts in zip(*columns, strict=True)] if self.pair else columns[0]
         answers = np.empty((len(values), len(self.labels) + self.says_unusual), np.float32)
-        for start in range(0, len(values), BATCH_ROWS):
-            batch = values[start : start + BATCH_ROWS]
-            answers[start : start + len(batch)] = self._answer(batch, start)
+        for rows in _batches([_pixels(value) if isinstance(value, bytes) else 0 for value in values]):
+            answers[rows] = self._answer(values[rows], rows.start)
         index = model_input.index if len(model_input) == len(values) else None
         told = self._columns(answers[:, : len(self.labels)])
         if self.says_unusual and "unusual" not in told:  # a target of that name keeps its column
@@ -147,6 +159,12 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
                 )
             return content
         if self.kind == "text" and isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise MlflowException.invalid_parameter_value(
+                    f"row {row} of column `{column}` is no text: it has half of a surrogate pair (\\ud800 to \\udfff)"
+                ) from None
             return value
         is_bytes = isinstance(value, bytes | bytearray)
         received = f"{len(value)} bytes" if is_bytes else f"{type(value).__name__} {value!r:.60}"
@@ -168,6 +186,11 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
                 received = f"{len(batch[0])} bytes, beginning {batch[0][:8]!r}"
                 raise MlflowException.invalid_parameter_value(
                     f"row {start} of column `{self.kind}` is not {READABLE[self.kind].format(received)}"
+                    + (
+                        f" {BASE64}"
+                        if isinstance(batch[0], bytes) and re.fullmatch(rb"[A-Za-z0-9+/=_-]{4,}", batch[0])
+                        else ""
+                    )
                 ) from error
             if len(batch) == 1:
                 raise
@@ -175,12 +198,29 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
         return np.concatenate([self._answer([value], start + place) for place, value in enumerate(batch)])
 
 
+def _batches(pixels: list[int]) -> Iterator[slice]:
+    """Yield the rows to answer together: at most BATCH_ROWS, of at most MOST_PIXELS, or a single one."""
+    start, held = 0, 0
+    for row, more in enumerate(pixels):
+        if row > start and (row - start == BATCH_ROWS or held + more > MOST_PIXELS):
+            yield slice(start, row)
+            start, held = row, 0
+        held += more
+    if start < len(pixels):
+        yield slice(start, len(pixels))
+
+
 def _pixels(content: bytes) -> int:
-    """Return width times height as the header of a PNG, GIF, BMP or JPEG file says; 0 if it says nothing."""
+    """Return width times height as the header of a PNG, GIF, BMP or JPEG file says; 0 if it says nothing.
+
+    Of a GIF the first picture is answered, but all are unpacked, to a byte a pixel; so it counts for a third of them
+    all where that is more.
+    """
     if content.startswith(b"\x89PNG") and len(content) >= 24:
         return int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
     if content.startswith(b"GIF8") and len(content) >= 10:
-        return int.from_bytes(content[6:8], "little") * int.from_bytes(content[8:10], "little")
+        canvas = int.from_bytes(content[6:8], "little") * int.from_bytes(content[8:10], "little")
+        return max(canvas, _pixels_of_frames(content) // 3)
     if content.startswith(b"BM") and len(content) >= 26:
         width, height = (int.from_bytes(content[at : at + 4], "little", signed=True) for at in (18, 22))
         return abs(width * height)
@@ -195,6 +235,28 @@ def _pixels(content: bytes) -> int:
         # Bytes of 0xFF may fill the space before a marker.
         place += 1 if marker == 0xFF else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
     return 0
+
+
+def _pixels_of_frames(content: bytes) -> int:
+    """Return width times height of all pictures in a GIF file, as far as it can be followed."""
+    place = 13 + _colours(content[10:11])
+    found = 0
+    while content[place : place + 1] in (b"!", b","):
+        if content[place : place + 1] == b"!":  # an extension: what it is, then blocks
+            place += 2
+        else:
+            width, height = (int.from_bytes(content[place + at : place + at + 2], "little") for at in (5, 7))
+            found += width * height
+            place += 11 + _colours(content[place + 9 : place + 10])
+        while content[place : place + 1] not in (b"\0", b""):
+            place += 1 + content[place]
+        place += 1
+    return found
+
+
+def _colours(flags: bytes) -> int:
+    """Return the size in bytes of the table of colours that a flag of a GIF file announces."""
+    return 3 << (1 + (flags[0] & 7)) if flags and flags[0] & 0x80 else 0
 
 
 def _has_colour_table(content: bytes) -> bool:

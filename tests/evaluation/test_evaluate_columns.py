@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from regraft.data.records import Example, open_split, write_prepared
+from regraft.data.slice_columns import write_slices
 from regraft.errors import TrainingError
 from regraft.files import read_json, write_json
 from regraft.paths import Paths
@@ -45,6 +46,7 @@ def make_project(root: Path, kind: str, task: str) -> Paths:
             digest = hashlib.sha256(raw).hexdigest()
             splits[split].append(Example(digest, f"{split}/{number}", str(values), content, values))
     write_prepared(paths.prepared, kind, names, splits, task=task)
+    write_slices(paths.slices, [], splits["test"])
     made = random_classifier(kind, paths.backbones, names)  # type: ignore[arg-type]
     classifier = Classifier(made.extractor, made.model, names, made.kernel, made.bias, "lp_ft", task)
     paths.model.mkdir(parents=True)

@@ -11,9 +11,11 @@ import pytest
 import tensorflow as tf
 
 from regraft.data.records import Example, open_split, write_prepared
+from regraft.data.slice_columns import write_slices
 from regraft.errors import TrainingError
 from regraft.files import read_json, write_json
 from regraft.paths import Paths
+from regraft.registry.promotion import read_answers
 from regraft.registry.serving import INPUT_EXAMPLES, load_served
 from regraft.settings import EvaluateSettings
 from regraft.tuning.classifier import load_classifier, save_classifier, set_head
@@ -38,10 +40,17 @@ def make_project(root: Path, kind: str) -> Paths:
             content: bytes | str = picture(shade) if kind == "image" else words
             raw = content.encode() if isinstance(content, str) else content
             examples.append(
-                Example(hashlib.sha256(raw).hexdigest(), f"{split}/{number}", labels[shade * 3 // 256], content)
+                Example(
+                    hashlib.sha256(raw).hexdigest(),
+                    f"{split}/{number}",
+                    labels[shade * 3 // 256],
+                    content,
+                    slices=("north" if number < 24 else 'the "far", south', str(number)),
+                )
             )
         splits[split] = examples
     write_prepared(paths.prepared, kind, labels, splits)
+    write_slices(paths.slices, ["where", "age"], splits["test"])
     classifier = random_classifier(kind, paths.backbones, labels)  # type: ignore[arg-type]
     paths.model.mkdir(parents=True)
     save_classifier(paths.model, classifier)
@@ -116,6 +125,17 @@ def test_every_row_of_predictions_is_what_the_export_answers_for_that_example(ev
         assert row["label"] == test.class_names[test.labels[number]]
         assert float(row["probability"]) == pytest.approx(probabilities.max(), abs=1e-4)
         assert float(row["probability_of_label"]) == pytest.approx(probabilities[test.labels[number]], abs=1e-4)
+
+
+def test_columns_to_slice_by_stand_beside_each_prediction(evaluated):
+    with (evaluated.reports / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        number = int(row["name"].removeprefix("test/"))
+        assert row["slice where"] == ("north" if number < 24 else 'the "far", south')
+        assert row["slice age"] == str(number)
+    assert {"where", "age"} <= set(read_json(evaluated.reports / "metrics.json")["slices"]["left_out"])
+    assert len(read_answers(evaluated.reports / "predictions.csv").ids) == 30
 
 
 def test_metrics_are_those_of_the_predictions_and_the_probe_is_scored_on_its_features(evaluated):

@@ -78,3 +78,8 @@ def test_the_worst_slice_is_named_with_how_many_were_looked_at():
         == "Worst of 2 slices: size (px): 1 to 9, accuracy 0.50 (0.30 to 0.70), clearly worse than the whole."
     )
     assert [line["is_worst"] for line in said["rows"]] == [True, False]
+    told = {"by": "ward", "is": "", "examples": 40, "value": 0.4, "low": 0.2, "high": 0.6}
+    slices |= {"slices": [row, told], "worst": {**told, "clearly": False}}
+    said = facts_of({"slices": slices})["slices"]
+    assert said["said"].startswith("Worst of 2 slices: ward: (empty), accuracy 0.40")
+    assert [line["is_worst"] for line in said["rows"]] == [False, True]

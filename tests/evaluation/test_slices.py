@@ -67,6 +67,34 @@ def test_of_an_error_the_largest_is_worst():
     assert measure_slices("multilabel", labels, labels > 0, {"size": size.tolist()}, **CHANCE)["metric"] == "micro_f1"
 
 
+def test_columns_slice_by_their_values_or_where_they_are_numbers_by_quarters():
+    labels = np.zeros(100, int)
+    wrong_in_south = np.array([1] * 30 + [0] * 70)
+    told = {
+        "ward": ["south"] * 30 + ["north"] * 45 + [""] * 20 + ["3"] * 5,
+        "age": ["", *(str(number) for number in range(1, 100))],
+        "patient": [f"p{number}" for number in range(100)],
+        "missing": [""] * 100,
+        "odd": ["nan"] * 50 + ["1"] * 50,
+    }
+    found = measure_slices("classification", labels, wrong_in_south, {}, told=told, **CHANCE)
+    assert [
+        (row["by"], row.get("is", (row.get("from"), row.get("to"))), row["examples"]) for row in found["slices"]
+    ] == [
+        ("ward", "", 20),
+        ("ward", "north", 45),
+        ("ward", "south", 30),
+        ("age", (1.0, 25.0), 25),
+        ("age", (26.0, 50.0), 25),
+        ("age", (51.0, 74.0), 24),
+        ("age", (75.0, 99.0), 25),
+        ("odd", "1", 50),
+        ("odd", "nan", 50),
+    ]
+    assert found["left_out"] == ["patient", "missing"]
+    assert (found["worst"]["by"], found["worst"]["is"], found["worst"]["clearly"]) == ("ward", "south", True)
+
+
 def test_traits_are_read_off_examples():
     assert traits("text", ["abc", ""]) == {"text length (characters)": [3.0, 0.0]}
     image = traits("image", [picture(40), picture(200, side_px=30, file_format="JPEG")])

@@ -13,6 +13,7 @@ from regraft.explanations import faithfulness
 from regraft.explanations.attribution import (
     GRAD_CAM,
     GRID,
+    HIDING,
     INTEGRATED_GRADIENTS,
     MOST_WORDS,
     PictureExplainer,
@@ -57,11 +58,13 @@ def picture_model(task="classification", windows=1, sign=1.0):
     return SimpleNamespace(model=model, task=task, extractor=SimpleNamespace(kind="image", prepare=prepare))
 
 
-@pytest.mark.parametrize("windows", [1, 2])
-@pytest.mark.parametrize("method", [GRAD_CAM, INTEGRATED_GRADIENTS])
+@pytest.mark.parametrize(
+    ("method", "windows"),
+    [(GRAD_CAM, 1), (GRAD_CAM, 2), (INTEGRATED_GRADIENTS, 1), (INTEGRATED_GRADIENTS, 2), (HIDING, 1)],
+)
 def test_what_a_network_of_pictures_goes_by_is_where_it_looks(method, windows):
     explainer = PictureExplainer(picture_model(windows=windows))
-    assert explainer.methods == (GRAD_CAM, INTEGRATED_GRADIENTS)
+    assert explainer.methods == ((HIDING,) if windows == 1 else ()) + (GRAD_CAM, INTEGRATED_GRADIENTS)
     attribution = explainer.attribute(method, b"", 0)
     assert attribution.heat is not None
     assert attribution.heat.shape == (windows, SIDE, SIDE)
@@ -75,6 +78,10 @@ def test_what_speaks_against_an_answer_counts_for_values_only():
     assert against.weights.max() == 0.0
     value = PictureExplainer(picture_model("regression", sign=-1.0)).attribute(INTEGRATED_GRADIENTS, b"", 0)
     assert set(np.argsort(-value.weights)[:4]) == {0, 1, GRID, GRID + 1}
+    value = PictureExplainer(picture_model("regression", sign=-1.0)).attribute(HIDING, b"", 0)
+    assert set(np.argsort(-value.weights)[:4]) == {0, 1, GRID, GRID + 1}
+    against = PictureExplainer(picture_model()).attribute(HIDING, b"", 1)
+    assert set(np.argsort(against.weights)[:4]) == {0, 1, GRID, GRID + 1}  # red comes last of all
 
 
 def test_a_network_without_a_map_has_gradients_still():
@@ -86,7 +93,7 @@ def test_a_network_without_a_map_has_gradients_still():
     )
     classifier = picture_model()
     classifier.model = model
-    assert PictureExplainer(classifier).methods == (INTEGRATED_GRADIENTS,)
+    assert PictureExplainer(classifier).methods == (HIDING, INTEGRATED_GRADIENTS)
 
 
 def test_hidden_cells_are_blurred_and_kept_ones_are_as_they_were():
@@ -139,6 +146,7 @@ def test_explanations_that_are_right_beat_chance():
     assert row["low"] < 1.0 == row["high"]
     pictures = faithfulness.measure(PictureExplainer(picture_model()), [b""] * 3, seed=1)
     assert {method: row["better_both"] for method, row in pictures.items()} == {
+        HIDING: 1.0,
         GRAD_CAM: 1.0,
         INTEGRATED_GRADIENTS: 1.0,
     }

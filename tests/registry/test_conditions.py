@@ -51,7 +51,7 @@ def test_the_worst_slice_must_reach_the_minimum_and_an_error_must_not_pass_it() 
     assert not slice_gate(sliced(), 0.71).passed
     assert slice_gate(sliced("rmse"), 0.7).passed
     assert not slice_gate(sliced("rmse"), 0.69).passed
-    assert "on the worst of 6 slices (size from 1 to 2.5, 40 examples" in slice_gate(sliced(), 0.7).reason
+    assert "on the worst of 6 slices (size: 1 to 2.5, 40 examples" in slice_gate(sliced(), 0.7).reason
 
 
 @pytest.mark.parametrize(

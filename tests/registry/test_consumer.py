@@ -20,7 +20,7 @@ from regraft.data.records import Example
 from regraft.errors import DataError, RegistryError
 from regraft.files import write_json
 from regraft.paths import Paths
-from regraft.registry.consumer_model import _pixels
+from regraft.registry.consumer_model import BATCH_ROWS, MOST_PIXELS, _batches, _pixels
 from regraft.registry.predict import _read_text, predict
 from regraft.registry.register import publish
 from regraft.registry.versions import resolve
@@ -159,6 +159,28 @@ def test_the_size_of_an_image_is_read_off_its_header(form: str) -> None:
     assert _pixels(buffer.getvalue()[:8]) == 0
 
 
+def test_all_pictures_of_a_gif_count_because_all_are_unpacked() -> None:
+    first, *others = (Image.new("RGB", (30, 20), (20 * shade, 0, 5)) for shade in range(7))
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others)
+    assert _pixels(buffer.getvalue()) == 7 * 600 // 3
+    for end in range(len(buffer.getvalue())):
+        assert 0 <= _pixels(buffer.getvalue()[:end]) <= 7 * 600 // 3
+
+
+def test_large_images_are_decoded_few_at_a_time() -> None:
+    def sizes(pixels: list[int]) -> list[int]:
+        rows = list(range(len(pixels)))
+        batches = [rows[batch] for batch in _batches(pixels)]
+        assert [row for batch in batches for row in batch] == rows
+        return [len(batch) for batch in batches]
+
+    assert sizes([]) == []
+    assert sizes([0] * (2 * BATCH_ROWS + 1)) == [BATCH_ROWS, BATCH_ROWS, 1]
+    assert sizes([MOST_PIXELS // 8] * 20) == [8, 8, 4]
+    assert sizes([MOST_PIXELS, 1, MOST_PIXELS, MOST_PIXELS - 1, 1]) == [1, 1, 1, 2]
+
+
 def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(
     loaded: mlflow.pyfunc.PyFuncModel,
 ) -> None:
@@ -192,6 +214,8 @@ def test_texts_are_answered_and_an_empty_cell_is_named(exported: Callable[[tf.Mo
     assert list(model.predict(model.input_example)["label"]) == ["long"]
     with pytest.raises(MlflowException, match="row 1"):
         model.predict(pd.DataFrame({"text": ["tiny", None]}))
+    with pytest.raises(MlflowException, match="row 1 of column `text` is no text: it has half of a surrogate pair"):
+        model.predict({"text": ["a", "\ud800"]})
 
 
 def test_predict_takes_files_of_formats_that_tensorflow_cannot_read(published: Project, tmp_path: Path) -> None:
