@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from regraft.paths import REPOSITORY
 from regraft.services import POOLS
+from regraft.settings import load_settings
 
 CONTAINERS = REPOSITORY / "containers"
 COMPOSE = YAML(typ="safe").load((REPOSITORY / "compose.yaml").read_text("utf-8"))
@@ -234,6 +235,12 @@ esac
         return [line for line in calls.read_text().splitlines() if "inspect" not in line and "list" not in line]
 
     return run
+
+
+def test_init_sends_the_project_to_the_pool_that_is_asked_for(set_up, tmp_path):
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path / "project" / "params.yaml")
+    set_up(REGRAFT_POOL="gpu")
+    assert load_settings(tmp_path / "project" / "params.yaml").placement.pool == "gpu"
 
 
 def test_init_makes_pools_project_bucket_remote_and_deployments_once(set_up, tmp_path):

@@ -312,7 +312,7 @@ def test_a_project_that_has_fetched_nothing_says_so_when_audited(project):
         ("csv:ssh://me:secret@host/train.csv", r"ssh://\.\.\.@host/train\.csv holds a login"),
         ("folder:https://host/train.csv", "over HTTP a folder comes as an archive"),
         ("folder:https://host/pictures/", "over HTTP a folder comes as an archive"),
-        ("csv:s3://bucket/train.csv", r"pip install 'dvc\[s3\]'"),
+        ("csv:gs://bucket/train.csv", r"pip install 'dvc\[gs\]'"),
         ("csv:ssh://host/train.csv", r"pip install 'dvc\[ssh\]'"),
         ("csv:file://host/train.csv", "three slashes"),
         ("csv:http://[::1/x.csv", "is no URL: Invalid IPv6 URL"),
