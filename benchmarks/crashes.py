@@ -161,7 +161,7 @@ def registering(stand: Stand) -> list[psutil.Process]:
 
     before = versions()
     stand.wait_for(lambda: [psutil.Process()] if versions() > before else [])
-    return [each for each in _of_stand() if "prefect.flow_engine" in " ".join(each.cmdline())]
+    return [each for each in _of_stand() if any(word.endswith("engine") for word in _words(each))]
 
 
 def mlflow(stand: Stand) -> list[psutil.Process]:
@@ -210,9 +210,7 @@ def _try(project: Project, point: Callable[[Stand], list[psutil.Process]], numbe
         except psutil.NoSuchProcess:
             continue
     time.sleep(3.0)
-    left = sum(
-        1 for each in stand.trainers() if not any("flow_engine" in " ".join(up.cmdline()) for up in each.parents())
-    )
+    left = sum(1 for each in stand.trainers() if each.ppid() == 1)
     attempts = 0
     stand.regraft("up")
     if stand.run.wait(timeout=PATIENCE_S) == 0:  # it survived
