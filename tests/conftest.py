@@ -11,6 +11,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+# Prefect sets logging up when it is imported, and closes the streams of the handlers that are there: after TensorFlow,
+# whose handler holds pytest's own.
+import prefect.main  # noqa: E402, F401
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_prefect_home(tmp_path_factory):
