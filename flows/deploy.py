@@ -7,6 +7,7 @@ import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -64,9 +65,11 @@ def deploy(
         notify: URL to which the server posts a message when a run of the project fails or crashes.
 
     Raises:
-        RegraftError: If the schedule is none, there is no such pool, or another project has the name.
+        RegraftError: If the schedule or the URL is none, there is no such pool, or another project has the name.
         ResourceError: If the server does not answer.
     """
+    if notify is not None and urlsplit(notify).scheme not in ("http", "https"):
+        raise RegraftError(f"--notify {notify!r} is no address that the server could post to: https://HOST/... is.")
     stage_pools = pipeline.stage_pools(paths.root) if settings.placement.mode == "pools" else []
     home = settings.placement.pool or pipeline.DEFAULT_POOL
     pool = FLOWS_POOL if stage_pools else home

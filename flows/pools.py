@@ -332,7 +332,7 @@ def _why_it_waits(client: SyncPrefectClient, run: FlowRun) -> str:
         return f"waiting: the workers of the pool {pool} are busy"
     return (
         f"waiting: no worker of the pool {pool} was heard of lately. Start one: `regraft up` where the servers are, "
-        f"`prefect worker start --pool {pool}` on others."
+        f"`python -P -m flows.worker --pool {pool}` on others."
     )
 
 
@@ -347,7 +347,8 @@ def _outcome(client: SyncPrefectClient, run: FlowRun) -> dict[str, Any]:
         raise StageFailed(result["error"], result["exit_code"], was_killed=result["was_killed"])
     if state.is_cancelled():
         raise RegraftError(f"{run.name} was cancelled; run again to go on from its last checkpoint.")
-    said = f"{run.name} ended without a result on its worker: {state.name}, {state.message or 'which said no more'}"
+    message = (state.message or "which said no more").rstrip(".")
+    said = f"{run.name} ended without a result on its worker: {state.name}, {message}"
     if state.is_crashed() or state.is_completed():
         raise ResourceError(f"{said}. Run again to go on from its last checkpoint.")
     raise RegraftError(said)

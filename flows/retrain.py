@@ -27,7 +27,7 @@ from regraft.paths import Paths
 from regraft.registry.published import is_published
 from regraft.registry.register import read_publication
 from regraft.registry.tracking import tracking_uri
-from regraft.settings import load_settings
+from regraft.settings import Settings, load_settings
 
 RETRY_DELAY_S = 10
 
@@ -56,19 +56,37 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
         pools = open_pools(paths, settings) if settings.placement.mode == "pools" else None
         drop_broken_lock(paths)
         outcome: dict[str, Any] = {"stages_run": [], "stages_restored": []}
-        bring_up_to_date(paths, pools, force, outcome)
+        bring_up_to_date(paths, settings, pools, force, outcome)
         done = [*outcome["stages_run"], *outcome["stages_restored"]]
         if not done and is_published(paths, settings, release_fingerprint(paths)):
             logger.info("nothing has changed since the last run")
             return outcome | {"publication": read_publication(paths).as_json()}
+        require_same_settings(paths, settings)
         while (published := promote(str(paths.root), flow_run_id(), pools)) is None:
-            bring_up_to_date(paths, pools, (), outcome)  # what the remote had lost may have come out otherwise
+            bring_up_to_date(
+                paths, settings, pools, (), outcome
+            )  # what the remote had lost may have come out otherwise
         publication, metrics = published
         publish_report(paths, publication, metrics)
     return outcome | {"publication": publication, "test": headline(task_of(metrics), metrics["test"])}
 
 
-def bring_up_to_date(paths: Paths, pools: Pools | None, force: tuple[str, ...], outcome: dict[str, Any]) -> None:
+def require_same_settings(paths: Paths, settings: Settings) -> None:
+    """Check that params.yaml says what the run began with: a model is made, and registered, by one set of settings.
+
+    Raises:
+        ResourceError: If it does not.
+    """
+    if load_settings(paths.params) != settings:
+        raise ResourceError(
+            f"{paths.params} changed while this run was at work; nothing was registered. Run again: what fits the new "
+            "settings is kept."
+        )
+
+
+def bring_up_to_date(
+    paths: Paths, settings: Settings, pools: Pools | None, force: tuple[str, ...], outcome: dict[str, Any]
+) -> None:
     """Run what is stale until nothing is, and add to `outcome` which stages ran and which were restored."""
     logger, elsewhere = get_run_logger(), pools is not None
     to_force, is_first = set(force), True
@@ -82,6 +100,7 @@ def bring_up_to_date(paths: Paths, pools: Pools | None, force: tuple[str, ...], 
             if stage.name not in to_force and not pipeline.is_stale(paths.root, stage.name, data_elsewhere=elsewhere):
                 logger.info("stage %s is clean: what it reads came out the same", stage.name)
                 continue
+            require_same_settings(paths, settings)
             logger.info("stage %s is stale: %s", stage.name, "; ".join(stage.why))
             run = run_stage.with_options(
                 name=stage.name,

@@ -27,9 +27,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType, WorkerStatus, WorkPool, WorkPoolStatus
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectAlreadyExists, PrefectException
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
 
@@ -40,7 +40,7 @@ from regraft.paths import REPOSITORY
 from regraft.processes import start, stop
 from regraft.registry import tracking
 from regraft.services import NAMES, POOLS, SERVERS, WORKERS, Service
-from regraft.state import state_folder
+from regraft.state import machine_id, state_folder
 
 log = logging.getLogger(__name__)
 
@@ -291,6 +291,30 @@ def _client(address: str) -> Iterator[SyncPrefectClient]:
         yield client
 
 
+def require_pool(address: str, pool: str) -> None:
+    """Check that there is a Prefect server at `address`, with a work pool of that name.
+
+    Raises:
+        ResourceError: If nothing answers there.
+        RegraftError: If what answers is no Prefect server, or it has no such pool.
+    """
+    with _client(address) as client:
+        try:
+            client.api_version()
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            raise RegraftError(
+                f"the Prefect server at {address} has no work pool {pool!r}, or is none: an address ends in /api, and "
+                "`prefect work-pool ls` shows the pools."
+            ) from None
+        except (httpx.HTTPStatusError, httpx.UnsupportedProtocol) as error:
+            raise RegraftError(
+                f"{address} is no address of a Prefect server, e.g. http://HOST:4200/api ({error})."
+            ) from None
+        except httpx.HTTPError as error:
+            raise ResourceError(f"no Prefect server answers at {address} ({error}).") from None
+
+
 def record_crashes(address: str, pools: Sequence[str] = POOLS) -> None:
     """Tell the server of runs that it takes to be under way on this machine and whose process is gone.
 
@@ -316,7 +340,7 @@ def record_crashes(address: str, pools: Sequence[str] = POOLS) -> None:
 
 def worker_name(pool: str) -> str:
     """Return what the worker for `pool` on this machine calls itself."""
-    return f"{pool}@{socket.gethostname()}"
+    return f"{pool}@{socket.gethostname()}-{machine_id()}"
 
 
 def _until_now() -> FlowRunFilterExpectedStartTime:
@@ -361,6 +385,8 @@ def _deployment(client: SyncPrefectClient, deployment: DeploymentResponse) -> di
     schedules = [
         f"{each.schedule.cron} {each.schedule.timezone}"
         if isinstance(each.schedule, CronSchedule)
+        else f"every {each.schedule.interval.total_seconds() / 60:.0f} min"
+        if isinstance(each.schedule, IntervalSchedule)
         else f"{each.schedule}"
         for each in deployment.schedules
         if each.active

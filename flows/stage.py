@@ -4,6 +4,7 @@ What a run comes to is left as an artifact of it, which whoever dispatched it re
 worker's disk would be out of reach.
 """
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -16,7 +17,8 @@ from flows import workspace
 from flows.handover import NotInRemote
 from flows.pipeline import StageFailed
 from flows.workspace import Errand, Parcel
-from regraft.errors import RegraftError
+from regraft.errors import DISK_ERRORS, RegraftError, ResourceError
+from regraft.state import state_folder
 
 TAG = "regraft-stage"  # of the runs that `flows.pools` makes
 RESULT = "regraft-result"  # type of the artifact
@@ -41,17 +43,35 @@ def publish(parcel: Parcel, lineage: dict[str, str], fingerprint: str, tracking:
 def _leaving() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield what leaves a result with the run; an error of the block is left with it, too."""
     try:
-        yield _leave
+        with _disk_errors():
+            yield _leave
     except RegraftError as error:
         _leave(
             {
-                "error": str(error),
+                "error": f"on {socket.gethostname()}: {error}",
                 "exit_code": error.exit_code,
                 "was_killed": isinstance(error, StageFailed) and error.was_killed,
                 "missing": list(error.outputs) if isinstance(error, NotInRemote) else [],
             }
         )
         raise
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Say of a disk that gives out which one it is.
+
+    Raises:
+        ResourceError: In place of the OSError of a disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise ResourceError(
+            f"the disk of {state_folder()} gave out: {error}. Make room there, or set REGRAFT_STATE to another."
+        ) from error
 
 
 def _sayer() -> Callable[[str], None]:

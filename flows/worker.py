@@ -12,7 +12,7 @@ import sys
 from types import FrameType
 from typing import Never
 
-from flows.services import record_crashes, worker_name
+from flows.services import record_crashes, require_pool, worker_name
 from regraft.errors import TERMINATED, RegraftError
 from regraft.processes import MARK, stop
 
@@ -38,6 +38,7 @@ def main(pool: str, options: list[str]) -> int:
         raise RegraftError(
             "a worker needs PREFECT_API_URL, the address of the Prefect server, e.g. http://HOST:4200/api."
         )
+    require_pool(address, pool)
     mark = f"worker:{pool}:{os.getpid()}"
     for number in STOPS:
         signal.signal(number, _stop)
@@ -73,4 +74,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(known.pool, others))
     except RegraftError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -5,9 +5,10 @@ back to a database of its own because a server was down for a minute would split
 """
 
 import os
+import secrets
 from pathlib import Path
 
-from regraft.files import read_object
+from regraft.files import read_object, write_text
 
 
 def state_folder() -> Path:
@@ -16,6 +17,14 @@ def state_folder() -> Path:
         return Path(given).expanduser().resolve()
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "regraft"
+
+
+def machine_id() -> str:
+    """Return what tells this state folder's machine from others of the same host name: 6 hexadecimal digits."""
+    file = state_folder() / "machine"
+    if not file.exists():
+        write_text(file, secrets.token_hex(3))
+    return file.read_text("utf-8")
 
 
 def services_file() -> Path:

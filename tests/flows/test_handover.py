@@ -8,6 +8,7 @@ import pytest
 
 from flows import handover, pipeline, pools, repository, workspace
 from flows.handover import NotInRemote
+from flows.retrain import require_same_settings
 from flows.workspace import Errand
 from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError, SettingsError
@@ -203,6 +204,14 @@ def test_what_a_killed_run_left_in_a_workspace_keeps_no_later_one_out(project, l
     commands_run(workspace_of(project))
     run_elsewhere(project, force=True)
     assert commands_run(workspace_of(project)) == ["preprocess"]
+
+
+def test_settings_that_change_in_a_run_end_it_before_anything_is_registered(project):
+    settings = load_settings(project.params)
+    require_same_settings(project, settings)
+    edit_settings(project, "seed: 7", "seed: 9")
+    with pytest.raises(ResourceError, match="changed while this run was at work; nothing was registered"):
+        require_same_settings(project, settings)
 
 
 def test_a_copy_of_a_project_is_another_home(project, tmp_path):

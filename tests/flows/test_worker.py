@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from flows.worker import main
-from regraft.errors import TERMINATED, RegraftError
+from regraft.errors import TERMINATED, RegraftError, ResourceError
 from regraft.paths import REPOSITORY
 from tests.test_services import free_port
 
@@ -40,6 +40,19 @@ RunnerDeployment.from_flow(
 def test_a_worker_needs_the_address_of_a_server(monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(RegraftError, match="PREFECT_API_URL"):
+        main("cpu", [])
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "said"),
+    [
+        ("http://127.0.0.1:1/api", ResourceError, "no Prefect server answers at http://127.0.0.1:1/api"),
+        ("127.0.0.1:1/api", RegraftError, "is no address of a Prefect server"),
+    ],
+)
+def test_a_worker_of_a_server_that_is_none_ends_with_one_sentence(monkeypatch, address, kind, said):
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    with pytest.raises(kind, match=said):
         main("cpu", [])
 
 
