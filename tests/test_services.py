@@ -233,7 +233,7 @@ def test_a_crashed_run_is_begun_again_and_a_failed_one_is_told(state, tmp_path):
         project.paths.params.write_text("no: settings\n", encoding="utf-8")
         begin()
         wait_until(lambda: runs("FAILED"))
-        assert "unknown" in wait_until(lambda: Hook.told)[0]
+        assert "SettingsError" in wait_until(lambda: Hook.told)[0]
         assert len(runs("CRASHED")) == 1
         assert runs("RUNNING") == []
     finally:
