@@ -2,12 +2,12 @@
 
 import logging
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.beside import repeated
 from flows.imports import backend_errors
 from flows.repository import open_repository
 from regraft.fingerprint import stage_fingerprint
@@ -43,19 +43,8 @@ def mirrored(
     here = paths.scratch_of(stage, stage_fingerprint(paths, stage))
     mirror = _Mirror(remote.fs, remote.fs.join(remote.path, FOLDER, home, here.name), here, on_line)
     mirror.fetch()
-    finished = threading.Event()
-
-    def keep() -> None:
-        while not finished.wait(every_s):
-            mirror.push()
-
-    thread = threading.Thread(target=keep, name=f"checkpoints of {stage}", daemon=True)
-    thread.start()
-    try:
+    with repeated(mirror.push, every_s, f"checkpoints of {stage}"):
         yield
-    finally:
-        finished.set()
-        thread.join()
     mirror.delete()
 
 

@@ -21,6 +21,7 @@ from dvc_data.hashfile.db import HashFileDB, get_index
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
+from flows.imports import backend_errors
 from flows.repository import chain, open_repository
 from regraft.errors import RegraftError, ResourceError
 from regraft.paths import Paths
@@ -248,8 +249,6 @@ def _answers(repo: Repo) -> Iterator[None]:
         ResourceError: If it does not answer.
         RegraftError: If its settings are wrong, or its client is not installed.
     """
-    from flows.imports import backend_errors
-
     try:
         yield
     except (RegraftError, RunCacheNotFoundError):
@@ -265,7 +264,10 @@ def _answers(repo: Repo) -> Iterator[None]:
     except backend_errors() as error:
         if isinstance(error, DvcException) and not isinstance(error.__cause__, OSError):
             raise RegraftError(f"DVC cannot use the remote {_url(repo)}: {chain(error)}") from error
-        raise _silent(repo, error) from error
+        raise ResourceError(
+            f"the DVC remote {_url(repo)} cannot be used now: {chain(error) or type(error).__name__}. Check that it "
+            "can be reached from this machine, and the login (`dvc remote modify --global NAME ...`); then run again."
+        ) from error
 
 
 def _require_remote(repo: Repo) -> None:
@@ -273,13 +275,6 @@ def _require_remote(repo: Repo) -> None:
     with _answers(repo):
         remote = repo.cloud.get_remote_odb(None, "fetch")
         remote.fs.exists(remote.path)
-
-
-def _silent(repo: Repo, error: BaseException) -> ResourceError:
-    return ResourceError(
-        f"the DVC remote {_url(repo)} cannot be used now: {chain(error) or type(error).__name__}. Check that it can be "
-        "reached from this machine, and the login (`dvc remote modify --global NAME ...`); then run again."
-    )
 
 
 def _url(repo: Repo) -> str:

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from dvc_data.hashfile import load
 from dvc_data.hashfile.checkout import CheckoutError, checkout
 from dvc_data.hashfile.hash_info import HashInfo
 
+from flows.beside import repeated
 from flows.imports import import_remotes, look_at_remotes, reads_source
 from flows.repository import chain, discard_damaged_files, drop_broken_lock, open_repository
 from regraft import progress
@@ -183,17 +183,6 @@ def run_stage(
 
 def _devices(gpus: int | None, on_line: Callable[[str], None]) -> contextlib.AbstractContextManager[dict[str, str]]:
     return contextlib.nullcontext({}) if gpus is None else leased(gpus, on_line)
-
-
-def definition(root: Path, name: str) -> dict[str, Any]:
-    """Return what dvc.yaml says of stage `name`: all that DVC would run it anew for if it changed."""
-    with open_repository(Paths(root)) as repo:
-        stage = repo.stage.load_one("dvc.yaml", name)
-        return {
-            "cmd": stage.cmd,
-            "deps": sorted(dep.def_path for dep in stage.deps),
-            "outs": sorted(out.def_path for out in stage.outs),
-        }
 
 
 def made_by_no_stage(root: Path) -> dict[str, list[str]]:
@@ -437,29 +426,24 @@ def _room(log: Path) -> str:
 @contextlib.contextmanager
 def _follow(log: Path, on_line: Callable[[str], None]) -> Iterator[None]:
     """Hand each line that appears in the file `log` to `on_line`, from another thread, until the block ends."""
-    finished = threading.Event()
+    rest, position = "", 0
 
     def read() -> None:
-        rest, position = "", 0
-        while True:
-            is_last = finished.is_set()
-            if log.exists():
-                with log.open(encoding="utf-8", errors="replace") as file:
-                    file.seek(position)
-                    text = rest + file.read()
-                    position = file.tell()
-                *lines, rest = text.split("\n")
-                for line in lines + ([rest] if is_last and rest else []):
-                    if not NOISE.match(line):
-                        on_line(line)
-            if is_last:
-                return
-            finished.wait(0.2)
+        nonlocal rest, position
+        if not log.exists():
+            return
+        with log.open(encoding="utf-8", errors="replace") as file:
+            file.seek(position)
+            text = rest + file.read()
+            position = file.tell()
+        *lines, rest = text.split("\n")
+        hand_on(lines)
 
-    thread = threading.Thread(target=read, name=f"follow {log.name}", daemon=True)
-    thread.start()
-    try:
+    def hand_on(lines: Sequence[str]) -> None:
+        for line in lines:
+            if not NOISE.match(line):
+                on_line(line)
+
+    with repeated(read, 0.2, f"follow {log.name}"):
         yield
-    finally:
-        finished.set()
-        thread.join()
+    hand_on([rest] if rest else [])

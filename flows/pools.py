@@ -5,6 +5,7 @@ what it had dispatched, and waits for it or takes its result; nothing is dispatc
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ from regraft.paths import Paths
 from regraft.pretraining.source import parse_source
 from regraft.registry.tracking import redacted, tracking_uri
 from regraft.settings import Settings
+
+log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 QUEUE_PATIENCE_S = 20.0  # before it is said that nobody takes the stage up
@@ -118,10 +121,11 @@ class Pools:
         )
         if reads := self._only_here(plan.name):
             on_line(f"stage {plan.name} runs here: {reads} lies on this machine")
-            return self._run_here(errand, on_line)
+            started = time.monotonic()
+            ran = workspace.perform(self.paths, workspace.home_of(self.paths), errand, on_line)
+            return time.monotonic() - started if ran else None
         parcel = workspace.pack(self.paths, self.settings.name, self.remote)
-        about = pipeline.definition(self.paths.root, plan.name)
-        key = hash_json([parcel.home, plan.name, about, stage_fingerprint(self.paths, plan.name)])
+        key = hash_json([parcel.home, plan.name, stage_fingerprint(self.paths, plan.name)])
         if force:
             key = hash_json([key, str(uuid4())])
         parameters = {"parcel": parcel.model_dump(), "errand": errand.model_dump()}
@@ -130,15 +134,6 @@ class Pools:
         handover.record(self.paths.root, plan.name, result["entry"])
         on_line(f"stage {plan.name} is done, on {result['host']} in {result['seconds']:.0f} s")
         return float(result["seconds"]) if result["ran"] else None
-
-    def _run_here(self, errand: Errand, on_line: OnLine) -> float | None:
-        root, name, ran, started = self.paths.root, errand.stage, False, time.monotonic()
-        handover.fetch_inputs(root, name)
-        if errand.force or not handover.restore(root, name):
-            options: dict[str, Any] = {"timeout_s": errand.timeout_s, "gpus": errand.gpus, "on_line": on_line}
-            ran = pipeline.run_stage(root, name, force=errand.force, **options)
-        handover.push(root, name, repair=errand.repair)
-        return time.monotonic() - started if ran else None
 
     def _only_here(self, name: str) -> str:
         """Return what stage `name` reads of this machine's own files; empty if it reads none."""
@@ -164,10 +159,8 @@ class Pools:
             None if the remote had lost what stages made, and they made it again: the plan is to be looked at anew.
         """
         pool = self.settings.placement.pool or pipeline.DEFAULT_POOL
-        parcel, fingerprint = (
-            workspace.pack(self.paths, self.settings.name, self.remote),
-            release_fingerprint(self.paths),
-        )
+        parcel = workspace.pack(self.paths, self.settings.name, self.remote)
+        fingerprint = release_fingerprint(self.paths)
         parameters = {"lineage": lineage, "fingerprint": fingerprint, "tracking": self.tracking}
         deployment, name = f"{stage.publish.name}/{pool}", f"{self.settings.name} publish"
         key = hash_json([parcel.home, fingerprint, lineage])
@@ -296,11 +289,11 @@ def _wait(client: SyncPrefectClient, run_id: UUID, on_line: OnLine) -> FlowRun:
     """
     pending_since: float | None = None
     seen, begun, silent_since, has_complained = 0, time.monotonic(), None, False
-    log = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    said = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
     while True:
         try:
             run = client.read_flow_run(run_id)
-            lines = client.read_logs(log, offset=seen, limit=MOST_LINES, sort=LogSort.TIMESTAMP_ASC)
+            lines = client.read_logs(said, offset=seen, limit=MOST_LINES, sort=LogSort.TIMESTAMP_ASC)
             silent_since = None
         except httpx.HTTPError:
             silent_since = silent_since or time.monotonic()
@@ -371,7 +364,10 @@ def _cancelled_with_us(client: SyncPrefectClient, run_id: UUID) -> Iterator[None
     try:
         yield
     except (KeyboardInterrupt, SystemExit, TerminationSignal):
-        _cancel(client, run_id)
+        try:
+            _cancel(client, run_id)
+        except httpx.HTTPError as error:
+            log.warning("run %s goes on, since it could not be cancelled: %s", run_id, error)
         raise
 
 

@@ -19,6 +19,7 @@ from regraft.files import read_json, write_json, write_text
 from regraft.fingerprint import code_fingerprint, hash_json, moved_inputs, release_fingerprint
 from regraft.locking import project_lock
 from regraft.paths import Paths
+from regraft.registry.register import publish as register
 from regraft.settings import load_settings
 from regraft.state import state_folder
 
@@ -31,7 +32,7 @@ class Parcel(BaseModel):
 
     Attributes:
         project: The project's name.
-        home: Tells it from other projects of that name: a hash of where it lies.
+        home: Tells it from other projects of that name, see `home_of`.
         params: The text of params.yaml.
         graph: The text of dvc.yaml.
         lock: The text of dvc.lock.
@@ -155,19 +156,34 @@ def run_errand(parcel: Parcel, errand: Errand, on_line: Callable[[str], None]) -
     """
     started = time.monotonic()
     with unpacked(parcel, on_line) as paths:
-        name = errand.stage
-        _require_same(paths, name)
-        handover.fetch_inputs(paths.root, name)
-        ran = False
-        if errand.force or not handover.restore(paths.root, name):
-            options: dict[str, Any] = {"timeout_s": errand.timeout_s, "gpus": errand.gpus, "on_line": on_line}
-            with checkpoints.mirrored(paths, parcel.home, name, errand.checkpoints_s, on_line):
-                ran = pipeline.run_stage(paths.root, name, force=errand.force, **options)
-                handover.push(paths.root, name, repair=errand.repair)
-        else:
-            handover.push(paths.root, name)
-        entry = handover.lock_entry(paths.root, name)
+        _require_same(paths, errand.stage)
+        ran = perform(paths, parcel.home, errand, on_line)
+        entry = handover.lock_entry(paths.root, errand.stage)
     return {"ran": ran, "entry": entry, "host": socket.gethostname(), "seconds": round(time.monotonic() - started, 1)}
+
+
+def perform(paths: Paths, home: str, errand: Errand, on_line: Callable[[str], None]) -> bool:
+    """Fetch what a stage reads, run it unless the remote knows its result, and push that; say whether it ran.
+
+    Args:
+        paths: The project, or a workspace of it.
+        home: See `home_of`.
+        errand: The stage, and how to run it.
+        on_line: Is told what goes on.
+
+    Raises:
+        NotInRemote: If what the stage reads cannot be had.
+        StageFailed: As for `flows.pipeline.run_stage`.
+    """
+    root, name, ran = paths.root, errand.stage, False
+    handover.fetch_inputs(root, name)
+    known = not errand.force and handover.restore(root, name)
+    with checkpoints.mirrored(paths, home, name, None if known else errand.checkpoints_s, on_line):
+        if not known:
+            options: dict[str, Any] = {"timeout_s": errand.timeout_s, "gpus": errand.gpus, "on_line": on_line}
+            ran = pipeline.run_stage(root, name, force=errand.force, **options)
+        handover.push(root, name, repair=errand.repair)
+    return ran
 
 
 def publish(
@@ -189,8 +205,6 @@ def publish(
         RegraftError: If this machine would register it under another fingerprint.
         NotInRemote: If what the stages made cannot be had.
     """
-    from regraft.registry.register import publish as register  # MLflow takes two seconds to import
-
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking)
     with unpacked(parcel, on_line) as paths:
         handover.fetch_below(paths.root, [paths.reports, paths.serving, paths.prepared])

@@ -192,12 +192,14 @@ def first_party_files(start: Path) -> list[Path]:
 
 
 def stage_fingerprint(paths: Paths, stage: str) -> str:
-    """Return a hash of all that decides a stage's result: settings, code, source, recorded hashes of inputs."""
+    """Return a hash of all that decides a stage's result: command, settings, code, source, hashes of inputs."""
     graph, lock = _load_yaml(paths.graph), _load_yaml(paths.lock)
     made = {out["path"]: out.get("md5") for entry in lock.get("stages", {}).values() for out in entry.get("outs", [])}
     settings, inputs = _load_yaml(paths.params), read_json(paths.inputs)
     definition = graph["stages"][stage]
     values: dict[str, Any] = {path: made.get(path) for path in definition.get("deps", [])}
+    values["cmd"] = definition["cmd"]
+    values["outs"] = sorted(out if isinstance(out, str) else next(iter(out)) for out in definition["outs"])
     for name in definition["params"]:
         if isinstance(name, str):
             values[name] = settings.get(name)

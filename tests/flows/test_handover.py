@@ -172,9 +172,9 @@ def test_a_remote_that_is_away_is_one_sentence(project, tmp_path):
 
 def test_a_changed_definition_is_another_key_and_a_result_of_the_old_one_is_refused(project):
     old = run_elsewhere(project)[0]["entry"]
-    about = pipeline.definition(project.root, "preprocess")
+    about = fingerprint.stage_fingerprint(project, "preprocess")
     write_graph(project, preprocess="cp raw.txt prepared.txt")
-    assert pipeline.definition(project.root, "preprocess") != about
+    assert fingerprint.stage_fingerprint(project, "preprocess") != about
     with pytest.raises(ResourceError, match="of stage preprocess changed while it ran"):
         handover.record(project.root, "preprocess", old)
     handover.record(project.root, "preprocess", run_elsewhere(project)[0]["entry"])
