@@ -69,9 +69,8 @@ def notify(client: SyncPrefectClient, project: str, deployments: Sequence[UUID],
     None: no longer.
     """
     name = f"regraft: tell that a run of {project} failed"
-    block_name = (
-        f"regraft-{hash_json(project)[:12]}"  # of letters, digits and dashes alone, which a project's need not be
-    )
+    # Of letters, digits and dashes alone, as Prefect wants it; a project's name may hold others.
+    block_name = f"regraft-{hash_json(project)[:12]}"
     if url is None:
         for found in client.read_automations_by_name(name):
             client.delete_automation(found.id)

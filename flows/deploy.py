@@ -25,7 +25,7 @@ from flows import automations, pipeline
 from flows.retrain import retrain
 from flows.score import score
 from flows.stage import publish, run_stage
-from flows.watchdog import watchdog
+from flows.watchdog import TAG, watchdog
 from regraft.errors import RegraftError, ResourceError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import Settings
@@ -80,7 +80,7 @@ def deploy(
             collision = ConcurrencyLimitStrategy.CANCEL_NEW if refuse_second else ConcurrencyLimitStrategy.ENQUEUE
             own: dict[str, Any] = {
                 "parameters": {"root": str(paths.root)},
-                "tags": ["regraft", settings.name],
+                "tags": [TAG, settings.name],
                 "concurrency_limit": ConcurrencyLimitConfig(limit=1, collision_strategy=collision),
                 "job_variables": HERE,
             }
@@ -88,8 +88,8 @@ def deploy(
                 _apply(retrain, settings.name, pool, schedules=[] if schedule is None else [schedule], **own),
                 _apply(score, settings.name, home, **own),
             ]
-            # A worker takes these from the installation that it was started from, which need not lie where this does.
             _watch(settings.name, made, pool, notify)
+            # A worker takes these from the installation that it was started from, which need not lie where this does.
             anywhere = {"env": automations.BEATING}
             shared = [_apply(run_stage, each, each, job_variables=anywhere) for each in stage_pools]
             shared += [_apply(publish, home, home, job_variables=anywhere)] if stage_pools else []

@@ -147,7 +147,7 @@ def run_stage(root: str, stage: StagePlan, pools: Pools | None, *, force: bool) 
     show(100.0, f"stage {name} is done")
     if ran:
         seconds = time.monotonic() - started if seconds is None else seconds
-        durations.note(Paths(Path(root)), name, seconds, stage.pool)
+        durations.note(Paths(Path(root)), name, seconds)
     if not ran:
         logger.info("stage %s was restored from the cache: the same inputs were seen before", name)
     return ran

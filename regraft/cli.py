@@ -164,6 +164,7 @@ def plan(root: Root = HERE, as_json: AsJson = False) -> None:
         typer.echo("a run is at work; this is the plan with the code and the source as it found them", err=True)
     elsewhere = settings.placement.mode == "pools"
     stages = pipeline.plan(paths.root, refresh=not running, data_elsewhere=elsewhere)
+    took = durations.read(paths)
     if as_json:
         _print_json(
             {
@@ -173,7 +174,7 @@ def plan(root: Root = HERE, as_json: AsJson = False) -> None:
                         "stale": s.stale,
                         "why": list(s.why),
                         "pool": s.pool,
-                        "estimate_s": durations.estimate_s(paths, s.name),
+                        "estimate_s": took.get(s.name),
                     }
                     for s in stages
                 ]
@@ -189,15 +190,13 @@ def plan(root: Root = HERE, as_json: AsJson = False) -> None:
     for stage in stages:
         shown = [*stage.why[:6], *([f"and {len(stage.why) - 6} more (--json lists all)"] if len(stage.why) > 6 else [])]
         state = "[yellow]stale[/]" if stage.stale else "[green]clean[/]"
-        took = durations.estimate_s(paths, stage.name)
-        spent = "" if took is None else f"{took:.0f} s"
+        spent = f"{took[stage.name]:.0f} s" if stage.name in took else ""
         table.add_row(stage.name, state, stage.pool, spent, "\n".join(shown).replace("[", r"\["))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    estimates = [durations.estimate_s(paths, stage.name) for stage in stages if stage.stale]
-    known = [seconds for seconds in estimates if seconds is not None]
+    stale = [stage.name for stage in stages if stage.stale]
+    known = [took[name] for name in stale if name in took]
     if known:
-        unknown = len(estimates) - len(known)
-        besides = f", and {unknown} stage(s) that never ran" if unknown else ""
+        besides = f", and {len(stale) - len(known)} stage(s) that never ran" if len(known) < len(stale) else ""
         typer.echo(f"what is stale took {sum(known):.0f} s last time{besides}")
 
 
