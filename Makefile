@@ -40,7 +40,7 @@ lock: ## resolve pyproject.toml anew into requirements.lock and requirements-gpu
 	uv pip compile $(LOCK_OPTIONS) --extra dev --extra services pyproject.toml -o requirements.lock
 	uv pip compile $(LOCK_OPTIONS) --extra dev --extra services --extra gpu pyproject.toml -o requirements-gpu.lock
 
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 

@@ -4,17 +4,17 @@ Planning writes these fingerprints to `.regraft/inputs.json`, where dvc.yaml nam
 records them value by value, and a changed one is seen, and named, like a changed setting.
 """
 
-import ast
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from regraft import modules
 from regraft import settings as settings_module
 from regraft.backbones import catalogue, weights
 from regraft.data import sources
@@ -24,7 +24,6 @@ from regraft.paths import REPOSITORY, Paths
 from regraft.pretraining.source import parse_source
 from regraft.settings import AUTO, Settings
 
-FIRST_PARTY = ("regraft", "tasks")
 SETTINGS = REPOSITORY / "regraft" / "settings.py"
 CONSUMER_LIBRARIES = ("mlflow", "numpy", "pandas", "tensorflow", "tensorflow-text")
 # Libraries that no module here names, because these load them themselves.
@@ -159,36 +158,25 @@ def code_fingerprint(stage: str) -> dict[str, str]:
     result is the same on every machine that has the same checkout and the same locked libraries. Of the settings module
     only the defaults of the sections in use count: a new setting of one stage must not make the others stale.
     """
-    files = first_party_files(REPOSITORY / "tasks" / f"{stage}.py")
+    files = modules.reachable_files(REPOSITORY / "tasks" / f"{stage}.py")
     found = {
         path.relative_to(REPOSITORY).as_posix(): hash_bytes(path.read_bytes())[:16]
         for path in files
         if path != SETTINGS
     }
-    imported = {name for path in files if path.suffix == ".py" and path != SETTINGS for name in _scan(path).imports}
+    read = (path for path in files if path.suffix == ".py" and path != SETTINGS)
+    imported = {name for path in read for name in modules.scan(path.read_bytes()).imports}
     for name in imported:
         section = getattr(settings_module, name.removeprefix("regraft.settings."), None)
         if isinstance(section, type) and issubclass(section, settings_module.Section):
             found[f"defaults of {section.__name__}"] = hash_json(section().model_dump())[:16]
-    for name in {name.split(".")[0] for name in imported}.difference(FIRST_PARTY):
+    for name in {name.split(".")[0] for name in imported}.difference(modules.FIRST_PARTY):
         try:
             found[DISTRIBUTIONS.get(name, name)] = version(DISTRIBUTIONS.get(name, name))
         except PackageNotFoundError:
             continue  # the standard library, whose version the lock file does not fix
         found |= {implied: version(implied) for implied in IMPLIED.get(name, ())}
     return dict(sorted(found.items()))
-
-
-def first_party_files(start: Path) -> list[Path]:
-    """Return `start`, every module of this repository it can reach, and the data files those modules name, sorted."""
-    pending, seen = [start], {start}
-    while pending:
-        path = pending.pop()
-        for reached in _neighbours(path) if path.suffix == ".py" else ():
-            if reached not in seen:
-                seen.add(reached)
-                pending.append(reached)
-    return sorted(seen)
 
 
 def stage_fingerprint(paths: Paths, stage: str) -> str:
@@ -233,7 +221,7 @@ def release_fingerprint(paths: Paths) -> str:
 def locked_hash(paths: Paths, output: Path, lock: str | None = None) -> str:
     """Return DVC's hash of `output` as recorded in dvc.lock, or in `lock`, its text at another time: `3f...c2.dir`."""
     name = output.relative_to(paths.root).as_posix()
-    recorded = _load_yaml(paths.lock) if lock is None else YAML(typ="safe", pure=True).load(lock)
+    recorded = _load_yaml(paths.lock) if lock is None else _parse_yaml(lock)
     for entry in (recorded or {}).get("stages", {}).values():
         for out in entry["outs"]:
             if out["path"] == name:
@@ -251,50 +239,6 @@ def hash_json(value: Any) -> str:
     return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
 
 
-class _Scan:
-    """The imports and string constants of one module."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        self.imports: set[str] = set()
-        self.strings: set[str] = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                self.imports.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                self.imports.add(node.module)
-                self.imports.update(f"{node.module}.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                self.strings.add(node.value)
-
-
-def _scan(path: Path) -> _Scan:
-    return _scan_source(path.read_bytes())
-
-
-@cache
-def _scan_source(source: bytes) -> _Scan:
-    return _Scan(ast.parse(source))
-
-
-def _neighbours(path: Path) -> Iterator[Path]:
-    """Yield the files that the module at `path` imports or names."""
-    scan = _scan(path)
-    for name in scan.imports:
-        parts = name.split(".")
-        if parts[0] not in FIRST_PARTY:
-            continue
-        for depth in range(1, len(parts) + 1):
-            base = REPOSITORY.joinpath(*parts[:depth])
-            for candidate in (base / "__init__.py", base.with_suffix(".py")):
-                if candidate.is_file():
-                    yield candidate
-    for text in scan.strings:
-        if "." in text and "/" not in text and "\n" not in text and len(text) < 100:
-            candidate = path.parent / text
-            if candidate.suffix != ".py" and candidate.is_file():
-                yield candidate
-
-
 def _lookup(values: Any, dotted: str) -> Any:
     for key in dotted.split("."):
         values = values[key]
@@ -302,4 +246,9 @@ def _lookup(values: Any, dotted: str) -> Any:
 
 
 def _load_yaml(path: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(path.read_text("utf-8")) if path.exists() else {}
+    return _parse_yaml(path.read_text("utf-8")) if path.exists() else {}
+
+
+@lru_cache(maxsize=16)
+def _parse_yaml(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)

@@ -19,6 +19,11 @@ def state_folder() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "regraft"
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be had or made again: REGRAFT_CACHE, else `~/.cache/regraft`; it may not exist."""
+    return Path(os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft")
+
+
 def machine_id() -> str:
     """Return what tells this state folder's machine from others of the same host name: 6 hexadecimal digits."""
     file = state_folder() / "machine"

@@ -20,3 +20,8 @@ import prefect.main  # noqa: E402, F401
 def _own_prefect_home(tmp_path_factory):
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
     os.environ["REGRAFT_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the file that takes longest, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")

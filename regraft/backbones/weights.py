@@ -9,6 +9,7 @@ from typing import Any
 
 from regraft.errors import BackboneError
 from regraft.files import read_object
+from regraft.state import cache_folder
 
 CARD, CONTENT = "regraft.json", "content.json"
 # Of a KerasHub preset. The last tells versions and dates, which do not count.
@@ -18,7 +19,7 @@ NAME = re.compile(r"(?!auto$)[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # `auto` means s
 
 def weight_cache() -> Path:
     """Return the folder where weights are kept: `$REGRAFT_CACHE/weights`."""
-    return Path(os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft") / "weights"
+    return cache_folder() / "weights"
 
 
 def place_of(name: str) -> Path:
