@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.projects import Project
 from benchmarks.stand import PATIENCE_S, Stand, stand
+from flows.automations import SILENCE_S
 from regraft import services
 from regraft.processes import with_mark
 
@@ -111,6 +112,11 @@ def prefect(now: UnderWay) -> list[psutil.Process]:
     return with_mark(services.mark_of("prefect"))
 
 
+def prefect_for_long(now: UnderWay) -> list[psutil.Process]:
+    """The Prefect server, which then is away for longer than a run may be silent."""
+    return prefect(now)
+
+
 def pushing(now: UnderWay) -> list[psutil.Process]:
     """The run of the stage, after the trainer has ended and before what it made is pushed and reported."""
     found = now.wait_for(now.training)
@@ -149,7 +155,10 @@ def mlflow(now: UnderWay) -> list[psutil.Process]:
     return with_mark(services.mark_of("mlflow"))
 
 
-POINTS = (trainer, flow, worker, host, parent, parent_and_host, prefect, pushing, unrecorded, registering, mlflow)
+POINTS = (
+    *(trainer, flow, worker, host, parent, parent_and_host),
+    *(prefect, prefect_for_long, pushing, unrecorded, registering, mlflow),
+)
 
 
 def main() -> None:
@@ -194,7 +203,7 @@ def _try(
             victim.kill()
         except psutil.NoSuchProcess:
             continue
-    time.sleep(3.0)
+    time.sleep(SILENCE_S + 15.0 if point is prefect_for_long else 3.0)
     left = sum(1 for each in now.trainers() if each.ppid() == 1)
     attempts = 0
     made.regraft("up")

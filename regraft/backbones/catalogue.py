@@ -106,7 +106,7 @@ class Entry:
 @cache
 def entries() -> dict[str, Entry]:
     """Return the whole catalogue by name, in the order of the file."""
-    rows: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(CATALOGUE.read_text("utf-8"))
+    rows: dict[str, dict[str, Any]] = YAML(typ="safe").load(CATALOGUE.read_text("utf-8"))
     return {name: _entry(name, dict(row)) for name, row in rows.items()}
 
 
