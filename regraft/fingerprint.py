@@ -257,5 +257,5 @@ def _load_yaml(path: Path) -> Any:
 
 @lru_cache(maxsize=16)
 def _parse_yaml(text: str, *, pure: bool = False) -> Any:
-    """Parse YAML: in C, ten times as fast, with the rules of YAML 1.1; `pure`: by those of 1.2, as settings are read."""
+    """Parse YAML: in C, ten times as fast, by the rules of version 1.1; `pure`: by 1.2, as settings are read."""
     return YAML(typ="safe", pure=pure).load(text)
