@@ -394,7 +394,12 @@ def test_values_and_label_sets_go_the_same_way(tmp_path, columns, task, headline
 
 @pytest.mark.parametrize(
     ("what", "says"),
-    [("one class", "class"), ("a class of one", "lonely"), ("too many unreadable", "not an image"), ("empty", "no ")],
+    [
+        pytest.param("one class", "class", marks=pytest.mark.slow),
+        pytest.param("a class of one", "lonely", marks=pytest.mark.slow),
+        ("too many unreadable", "not an image"),
+        ("empty", "no "),
+    ],
 )
 def test_data_that_cannot_be_trained_on_ends_in_one_clear_error_and_no_version(tmp_path, finished, what, says):
     images = tmp_path / "images"
