@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from regraft.backbones.card import stored_backbone
 from regraft.data.records import Example, open_split, write_prepared
 from regraft.errors import BackboneError, RegraftError
 from regraft.files import read_json, write_json
@@ -16,8 +17,8 @@ from regraft.tuning.devices import ONE_DEVICE
 from regraft.tuning.loop import Checkpoint
 from tasks import choose
 from tests.backbones.tiny import make_image_preset
-from tests.pretraining.small import BOOK, tiny_bert, write_preset
-from tests.pretraining.test_backbone_modes import contents, pictures, run_backbone
+from tests.pretraining.small import BOOK, tiny_bert, write_book, write_preset
+from tests.pretraining.test_backbone_modes import contents, pictures, run_backbone, texts
 from tests.project import draw_images
 
 
@@ -51,40 +52,59 @@ def write_texts(paths, task, labels, targets, **data):
     write_json(paths.reports / "data.json", {"kind": "text", **data})
 
 
+ALTERNATING = [("ab"[number % 2], ()) for number in range(20)]
+
+
 def judged(**changes):
     return pictures(stop="transfer", epochs=10, **changes)
 
 
-def test_pretraining_stops_when_the_probe_gains_no_more_also_when_it_was_killed_on_the_way(project, monkeypatch):
-    settings = judged(learning_rate=1e-9, image_size_px=32)  # it learns next to nothing
-    run_backbone(settings, 7, project)
-    facts = read_json(project.reports / "pretraining.json")
-    assert facts["steps"] == PATIENCE_LOOKS * 4 < facts["planned_steps"] == 40
-    assert [row["step"] for row in facts["looks"]] == [0, 4, 8, 12, 16]
-    assert facts["stopped"] == "4 looks in a row gained no more than a standard error on the network as it began"
-    losses = [row["target"]["loss"] for row in facts["looks"]]
-    assert losses[facts["best_look"]] == min(losses)
-    assert facts["target_examples"] == 24
-    times = read_json(project.reports / "pretraining_time.json")
-    assert 0.0 < times["looks_share"] < 1.0
+@pytest.fixture
+def of_texts(tmp_path):
+    """A project whose texts say nothing of what they are to be."""
+    paths = Paths(tmp_path)
+    write_book(tmp_path / "book")
+    write_texts(paths, "classification", ["a", "b"], ALTERNATING)
+    return paths
 
-    whole = contents(project)
-    (project.scratch / "backbone" / "checkpoint.npz").unlink()
+
+def test_pretraining_stops_when_the_probe_gains_no_more_and_the_best_look_is_kept(of_texts):
+    paths = of_texts
+    run_backbone(texts(paths, stop="transfer"), 7, paths)
+    facts = read_json(paths.reports / "pretraining.json")
+    looks = facts["looks"]
+    gains = [row["look"] for row in looks[1:] if row["target"]["gain"] > row["target"]["gain_standard_error"]]
+    assert facts["steps"] == looks[-1]["step"] < facts["planned_steps"] == 52
+    assert len(looks) - 1 == max(gains, default=0) + PATIENCE_LOOKS
+    assert facts["stopped"].startswith("4 looks in a row gained no more than a standard error on")
+    assert facts["target_examples"] == 20
+    kept = fetched(f"preset:{stored_backbone(paths.backbones)}", root=paths.root, seed=7)
+    again = TransferLooks(sample_folder(paths), kept, ONE_DEVICE).before["log_loss"]
+    assert again == pytest.approx(looks[facts["best_look"]]["target"]["loss"], abs=1e-6)
+    assert 0.0 < read_json(paths.reports / "pretraining_time.json")["looks_share"] < 1.0
+
+
+@pytest.mark.slow
+def test_killed_between_two_looks_and_run_again_the_bytes_are_the_same(of_texts, monkeypatch):
+    paths, settings = of_texts, texts(of_texts, stop="transfer")
+    run_backbone(settings, 7, paths)
+    looks, whole = read_json(paths.reports / "pretraining.json")["looks"], contents(paths)
+    (paths.scratch / "backbone" / "checkpoint.npz").unlink()
     monkeypatch.setenv("REGRAFT_CHECKPOINT_S", "0")
     save, saved = Checkpoint.save, []
 
     def save_and_die(self, what):
         save(self, what)
         saved.append(what)
-        if len(saved) == 13:  # five for each look, so in the middle of what leads to the third
+        if len(saved) == 18:  # five for each look, so in the middle of what leads to the fourth
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
-        run_backbone(settings, 7, project)
-    run_backbone(settings, 7, project)
-    assert contents(project) == whole
-    assert len(saved) == 4 * 5  # nothing was trained twice
+        run_backbone(settings, 7, paths)
+    run_backbone(settings, 7, paths)
+    assert contents(paths) == whole
+    assert len(saved) == 5 * (len(looks) - 1)  # nothing was trained twice
 
 
 def test_a_gain_is_one_of_more_than_a_standard_error_on_the_last_that_was():
@@ -120,8 +140,8 @@ def test_new_data_counts_for_the_backbone_only_if_it_judges(project):
 @pytest.mark.parametrize(
     ("task", "labels", "targets", "data"),
     [
-        ("classification", ["a", "b"], [("ab"[number % 2], ()) for number in range(20)], {}),
-        ("classification", ["a", "b"], [("ab"[number % 2], ()) for number in range(20)], {"pair": ["one", "two"]}),
+        ("classification", ["a", "b"], ALTERNATING, {}),
+        ("classification", ["a", "b"], ALTERNATING, {"pair": ["one", "two"]}),
         ("multilabel", ["a", "b"], [("", (number % 2, number % 3 == 0)) for number in range(20)], {}),
         ("regression", ["much"], [("", (float(number),)) for number in range(20)], {}),
     ],
@@ -137,7 +157,7 @@ def test_classes_pairs_labels_and_values_can_judge(tmp_path, task, labels, targe
 
 
 def test_a_network_that_does_not_take_the_projects_data_is_refused_before_it_learns(project):
-    write_texts(project, "classification", ["a", "b"], [("ab"[number % 2], ()) for number in range(20)])
+    write_texts(project, "classification", ["a", "b"], ALTERNATING)
     with pytest.raises(BackboneError, match=r"pictures on .* which are text data, and it takes image data.*never"):
         run_backbone(judged(), 7, project)
 
