@@ -2,13 +2,16 @@
 
 python -m benchmarks.pretraining pictures SOURCE TARGET [--per-class 10] [--seeds 5] [--method rotation] [--epochs 30]
 python -m benchmarks.pretraining texts SOURCE TARGET [--per-class 16] [--seeds 5] [--epochs 10]
+python -m benchmarks.pretraining stop SOURCE TARGET [--epochs 30]
 python -m benchmarks.pretraining speed SOURCE TARGET
 
 `pictures`: cnn_small is pretrained once on SOURCE (folder:DIR), then fine-tuned on a few examples a class of the folder
 TARGET (train/ and test/ with class folders), another draw for each seed; and so is cnn_small as it begins from nothing.
 `texts`: the same with a BERT of two layers of 128 on SOURCE (text:DIR) and the folder TARGET (train.csv, test.csv);
 from nothing means random weights with the same tokenizer. Both print the accuracy on the whole test split, mean over
-classes, and the mean difference of pairs with its 95% interval (Student's t). `speed`: steps a second of masked
+classes, and the mean difference of pairs with its 95% interval (Student's t). `stop`: cnn_small is pretrained on SOURCE
+for the folder TARGET with backbone.pretrain.stop: never and with transfer; steps, seconds, the share of the looks, and
+how often a probe on the features of each is right on the test split of TARGET. `speed`: steps a second of masked
 language modelling on SOURCE by our loop, beside a bare loop of Keras over the same model and the same batches.
 """
 
@@ -47,6 +50,7 @@ from regraft.settings import (
 from regraft.tuning.batches import Batches
 from regraft.tuning.classifier import load_classifier
 from regraft.tuning.loop import Trainer
+from regraft.tuning.probe import fit_probe
 from tasks import backbone, choose, download, embed, finetune, preprocess
 
 SEED = 7
@@ -56,7 +60,7 @@ TIMED_STEPS = 40
 def main() -> None:
     """Print the comparison that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pictures", "texts", "speed"))
+    parser.add_argument("what", choices=("pictures", "texts", "stop", "speed"))
     parser.add_argument("source")
     parser.add_argument("target", type=Path)
     parser.add_argument("--per-class", type=int, default=10)
@@ -80,9 +84,11 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="regraft-benchmark-") as folder:
         root = Path(folder)
-        name = "cnn_small" if arguments.what == "pictures" else f"preset:{small_bert(root / 'bert_small')}"
+        name = "cnn_small" if arguments.what in ("pictures", "stop") else f"preset:{small_bert(root / 'bert_small')}"
         if arguments.what == "speed":
             speed(name, settings, root)
+        elif arguments.what == "stop":
+            stop(name, settings, f"folder:{arguments.target.resolve()}", root)
         else:
             compare(name, settings, arguments, root)
 
@@ -123,10 +129,44 @@ def compare(name: str, settings: PretrainSettings, arguments: argparse.Namespace
         print(f"95% interval of the gain: {gains.mean() - half:.4f} to {gains.mean() + half:.4f}")
 
 
-def transferred(settings: BackboneSettings, source: str, seed: int, paths: Paths) -> float:
-    """Run the stages up to fine-tuning; return the accuracy on the test split, averaged over classes."""
+def stop(name: str, settings: PretrainSettings, target: str, root: Path) -> None:
+    """Pretrain for the target `target` in both ways and print what each came to."""
+    for way in ("never", "transfer"):
+        paths = Paths(root / way)
+        learner = BackboneSettings(name=name, mode="pretrain", pretrain=settings.model_copy(update={"stop": way}))
+        prepare(target, paths)
+        choose.run(learner, EmbedSettings(), SEED, paths)
+        began, began_here = time.monotonic(), time.process_time()
+        backbone.run(learner, SEED, paths)
+        seconds, of_processors = time.monotonic() - began, time.process_time() - began_here
+        embed.run(EmbedSettings(), paths)
+        splits = {split: open_split(paths.prepared, split) for split in ("train", "validation", "test")}
+        features = {split: np.load(paths.features / f"{split}.npy") for split in splits}
+        labels = {split: held.labels.astype(np.int64) for split, held in splits.items()}
+        probe = fit_probe(
+            features["train"], labels["train"], features["validation"], labels["validation"],
+            classes=len(splits["train"].class_names), groups=splits["train"].groups,
+        )  # fmt: skip
+        right = float((probe.logits(features["test"]).argmax(axis=1) == labels["test"]).mean())
+        facts, times = (read_json(paths.reports / f"{report}.json") for report in ("pretraining", "pretraining_time"))
+        print(
+            f"{way}: {facts['steps']} steps, {seconds:.0f} s ({of_processors:.0f} s of processors), looks "
+            f"{times.get('looks_share', 0.0):.1%} of the time, right on test {right:.4f}; {facts.get('stopped', '')}",
+            flush=True,
+        )
+        for row in facts.get("looks", ()):
+            print(row, flush=True)
+
+
+def prepare(source: str, paths: Paths) -> None:
+    """Run the stages up to prepared data."""
     download.run(DownloadSettings(source=source), paths)
     preprocess.run(PreprocessSettings(min_examples_per_class=3), paths)
+
+
+def transferred(settings: BackboneSettings, source: str, seed: int, paths: Paths) -> float:
+    """Run the stages up to fine-tuning; return the accuracy on the test split, averaged over classes."""
+    prepare(source, paths)
     choose.run(settings, EmbedSettings(), seed, paths)
     backbone.run(settings, seed, paths)
     embed.run(EmbedSettings(), paths)

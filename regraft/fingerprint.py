@@ -28,6 +28,8 @@ SETTINGS = REPOSITORY / "regraft" / "settings.py"
 CONSUMER_LIBRARIES = ("mlflow", "numpy", "pandas", "tensorflow", "tensorflow-text")
 # Libraries that no module here names, because these load them themselves.
 IMPLIED = {"keras_hub": ("tensorflow-text", "safetensors")}
+# What a graph made for an older version need not name, unless the project's own examples judge pretraining.
+FOR_TRANSFER = {"data/sample", "reports/pretraining_time.json"}
 DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel-yaml", "sklearn": "scikit-learn"}
 
 
@@ -56,14 +58,17 @@ def refresh_inputs(paths: Paths, settings: Settings, stages: list[str]) -> None:
     write_json(paths.inputs, current)
 
 
-def require_current_graph(paths: Paths, stage: str) -> None:
-    """Check that the project's dvc.yaml names all that the code of `stage` reads and writes; it may name more.
+def require_current_graph(paths: Paths, settings: Settings, stage: str) -> None:
+    """Check that the project's dvc.yaml names all that the code of `stage` reads and writes with these settings.
+
+    It may name more.
 
     Raises:
         RegraftError: If it does not: the project was made for another version of the code.
     """
     own, current = (_named_by(_load_yaml(graph)["stages"][stage]) for graph in (paths.graph, REPOSITORY / "dvc.yaml"))
-    if lacking := sorted(current - own):
+    spared = set() if settings.backbone.is_judged_by_target else FOR_TRANSFER
+    if lacking := sorted(current - own - spared):
         raise RegraftError(
             f"{paths.graph} was made for another version of Regraft: it does not say that the stage reads or writes "
             f"{', '.join(lacking)}. Copy {REPOSITORY / 'dvc.yaml'} over it; set pools, timeouts and retries again if "

@@ -119,6 +119,7 @@ class PretrainSettings(Section):
     max_tokens: Annotated[int, Field(ge=8, le=1024)] = 128
     vocabulary_size: Annotated[int, Field(ge=300, le=200_000)] = 8192
     progressive: bool = True
+    stop: Literal["never", "transfer"] = "never"
     budget_s: Annotated[Number, Field(gt=0.0, allow_inf_nan=False)] | None = None
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -139,6 +140,11 @@ class BackboneSettings(Section):
     def named(self) -> list[str]:
         """All backbones that the settings speak of."""
         return [self.name] if self.name != AUTO else self.candidates or []
+
+    @property
+    def is_judged_by_target(self) -> bool:
+        """Whether the project's own examples say when pretraining stops."""
+        return self.mode == "pretrain" and self.pretrain.stop == "transfer"
 
     @model_validator(mode="after")
     def _modes_have_what_they_need(self) -> "BackboneSettings":

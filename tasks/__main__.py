@@ -42,7 +42,7 @@ def main(stage: str) -> int:
     try:
         paths = Paths(Path.cwd())
         settings = load_settings(paths.params)
-        require_current_graph(paths, stage)
+        require_current_graph(paths, settings, stage)
         fingerprint = stage_fingerprint(paths, stage)
         _require_planned_inputs(paths, settings, stage)
         # Workers that train one model may share a disk, so each has a scratch folder of its own.

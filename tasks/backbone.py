@@ -19,15 +19,17 @@ CURVE = "pretraining.png"
 
 
 def run(backbone: BackboneSettings, seed: int, paths: Paths) -> None:
-    """Read reports/choice.json, write models/backbones/ and, for people, two reports.
+    """Read reports/choice.json and perhaps data/sample/, write models/backbones/ and, for people, three reports.
 
     reports/backbone.json says what the network is, its licence, and where it came from; reports/pretraining.json how it
-    was pretrained here, epoch by epoch, if it was. All bytes are the same for the same source, settings and seed, also
-    after an interruption: see `tasks.finetune`.
+    was pretrained here, epoch by epoch or look by look, if it was; pretraining_time.json how long that took. All bytes
+    but those of the last are the same for the same source, settings and seed, also after an interruption: see
+    `tasks.finetune`.
 
     The seed counts only for weights that are drawn or trained here.
     """
     facts: dict[str, Any] = {"mode": backbone.mode}
+    times: dict[str, Any] = {}
     if backbone.mode == "fetch":
         card = fetch(read_json(paths.choice)["name"], paths.backbones, root=paths.root, seed=seed)
     elif backbone.mode == "scratch":
@@ -36,15 +38,17 @@ def run(backbone: BackboneSettings, seed: int, paths: Paths) -> None:
         determinism.set_up(seed)
         card = scratch(backbone.name, root=paths.root, seed=seed).store(paths.backbones)
     else:
-        card, facts = _pretrain(backbone, seed, paths)
+        card, facts, times = _pretrain(backbone, seed, paths)
     write_json(paths.reports / "backbone.json", dataclasses.asdict(card))
     write_json(paths.reports / "pretraining.json", facts)
+    write_json(paths.reports / "pretraining_time.json", times)
     log.info("backbone %s: %.1f million parameters, from %s", card.name, card.parameters / 1e6, card.origin)
 
 
-def _pretrain(backbone: BackboneSettings, seed: int, paths: Paths) -> tuple[Card, dict[str, Any]]:
+def _pretrain(backbone: BackboneSettings, seed: int, paths: Paths) -> tuple[Card, dict[str, Any], dict[str, Any]]:
     from regraft.pretraining.course import pretrain
     from regraft.pretraining.curve import draw_curve
+    from regraft.pretraining.sample import sample_folder
     from regraft.pretraining.source import parse_source
     from regraft.tuning.devices import find_devices
 
@@ -55,15 +59,18 @@ def _pretrain(backbone: BackboneSettings, seed: int, paths: Paths) -> tuple[Card
     said = source.fingerprint(paths.state / "pretraining-index.json")
     # Of a TFDS data set its name is all there is.
     digest = said.get("digest") or said["source"]
-    learned = pretrain(backbone, seed=seed, root=paths.root, scratch=scratch, digest=digest, devices=devices)
+    learned = pretrain(
+        backbone,
+        seed=seed,
+        root=paths.root,
+        scratch=scratch,
+        digest=digest,
+        devices=devices,
+        sample=sample_folder(paths),
+    )
     if devices.is_chief:
         card = learned.beginning.store(paths.backbones, seen=learned.seen)
-        curve = draw_curve(
-            learned.facts["epochs"],
-            loss_name=learned.facts["loss_name"],
-            before=learned.facts["held_out_loss"]["before"],
-        )
-        write_bytes(paths.backbones / card.name / CURVE, curve)
+        write_bytes(paths.backbones / card.name / CURVE, draw_curve(learned.facts))
     else:
         card = learned.beginning.card
     history = learned.history
@@ -72,4 +79,9 @@ def _pretrain(backbone: BackboneSettings, seed: int, paths: Paths) -> tuple[Card
         history.examples, learned.facts["unit"], history.seconds, learned.facts["loss_name"],
         learned.facts["held_out_loss"]["after"],
     )  # fmt: skip
-    return card, learned.facts
+    times = {"seconds": history.seconds}
+    if history.looks:
+        looking = sum(look["seconds"] for look in history.looks)
+        times |= {"looks_seconds": looking, "looks_share": looking / history.seconds}
+        log.info("%s; looks took %.1f%% of the time", learned.facts["stopped"], 100 * times["looks_share"])
+    return card, learned.facts, times

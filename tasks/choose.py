@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from regraft.files import write_json
+from regraft.files import replace_directory, write_json
 from regraft.paths import Paths
+from regraft.pretraining.sample import ABOUT, sample_folder
 from regraft.settings import AUTO, BackboneSettings, EmbedSettings
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ FINALISTS, SHORT_RUNS = 3, 2
 def run(backbone: BackboneSettings, embed: EmbedSettings, seed: int, paths: Paths) -> None:
     """Write reports/choice.json: the backbone to use, the side of its images if that was chosen too, and why.
 
-    And choice_time.json: how long it took here.
+    And choice_time.json: how long it took here. And data/sample/: training examples that judge pretraining, if so set.
 
     With a name in the settings that is all there is to it. With `auto`, candidates are ranked by the held-out loss of a
     probe on a sample of training and validation data; the best three, and the one that would be taken without looking,
@@ -34,6 +35,13 @@ def run(backbone: BackboneSettings, embed: EmbedSettings, seed: int, paths: Path
         write_json(paths.choice, _by_evidence(backbone, embed, seed, paths))
     else:
         write_json(paths.choice, {"name": backbone.name, "image_size_px": None, "by": "settings"})
+    if backbone.is_judged_by_target:
+        from regraft.ranking.sample import write_sample
+
+        write_sample(paths, embed)
+    else:
+        with replace_directory(sample_folder(paths)) as folder:  # the same whatever the data
+            write_json(folder / ABOUT, {})
     write_json(paths.reports / "choice_time.json", {"stage_seconds": time.monotonic() - started})
 
 

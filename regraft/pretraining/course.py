@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,14 @@ import numpy as np
 
 from regraft.backbones import small
 from regraft.backbones.card import Card
+from regraft.data.records import open_split
 from regraft.errors import BackboneError
 from regraft.files import read_json, write_json
 from regraft.pretraining import pictures, texts
 from regraft.pretraining.beginning import Beginning, pretrained, shape_of, with_vocabulary
 from regraft.pretraining.lesson import Lesson
 from regraft.pretraining.source import parse_source, read_paragraphs
+from regraft.pretraining.transfer import LOOKS, TransferLooks, require_kind
 from regraft.pretraining.vocabulary import learn_tokenizer
 from regraft.progress import Progress
 from regraft.settings import BackboneSettings, PretrainSettings
@@ -66,6 +68,7 @@ def pretrain(
     scratch: Path,
     digest: str,
     devices: Devices,
+    sample: Path,
     on_step: Callable[[], None] = lambda: None,
 ) -> Learned:
     """Pretrain the network that `settings` name, continuing from a checkpoint in `scratch` if there is one of this run.
@@ -77,6 +80,7 @@ def pretrain(
         scratch: A folder for checkpoints and copies.
         digest: That of the content of the source.
         devices: What trains.
+        sample: Examples of the project, which are read with `stop: transfer` alone: see `ranking.sample`.
         on_step: Called after every step.
 
     Raises:
@@ -91,6 +95,8 @@ def pretrain(
         start = pretrained if wanted.start == "weights" else shape_of
         beginning = start(settings.name, root=root, seed=seed)
         method = method_for(beginning, wanted.method)
+        if settings.is_judged_by_target:
+            require_kind(beginning, open_split(sample, "train"))
         copies = scratch / "copies"
         shutil.rmtree(copies, ignore_errors=True)  # of an attempt that was interrupted
         if method in METHODS["text"]:
@@ -104,6 +110,7 @@ def pretrain(
             teach_pictures = {"supervised": pictures.supervised, "rotation": pictures.rotation}[method]
             lesson = teach_pictures(source, beginning, wanted, seed=seed, scratch=copies)
         trainer = Trainer(lesson.model, lesson.aim, devices=devices, everything_learns=True)
+        beginning = replace(beginning, card=replace(beginning.card, **_limit(beginning.card, wanted, lesson)))
     identity = f"{seed}/{settings.model_dump_json()}/{digest}/{devices.facts()}"
     remedy = "Set a smaller backbone.pretrain.batch_size."
     with failures_explained(devices, batch_size=wanted.batch_size, accumulate=1, image_size_px=None, remedy=remedy):
@@ -111,22 +118,24 @@ def pretrain(
         if wanted.budget_s is not None:
             plan = _within(plan, wanted.budget_s, trainer, lesson, kept=scratch / "plan.json", identity=identity)
         before = lesson.judge(trainer)
+        looks = TransferLooks(sample, beginning, devices) if settings.is_judged_by_target else None
         log.info(
             "pretraining %s (%s, from %s): %d epochs of %d steps, held-out %s %.4f before",
             settings.name, method, wanted.start, plan.epochs, plan.steps_per_epoch, lesson.aim.loss_name,
             before.log_loss,
         )  # fmt: skip
-        history = _train(trainer, lesson, plan, Checkpoint(scratch / "checkpoint.npz", identity), on_step)
-    after = history.epochs[history.best_epoch - 1]
+        identity += f"/{looks.identity}" if looks else ""
+        history = _train(
+            trainer, lesson, plan, Checkpoint(scratch / "checkpoint.npz", identity), on_step=on_step, looks=looks
+        )
+    after = history.epochs[history.best_epoch - 1] if history.best_epoch else None
     facts = {
         "mode": "pretrain",
         "method": method,
         "start": wanted.start,
         "source": source.shown,
         "source_digest": digest,
-        "steps": len(history.epochs) * plan.steps_per_epoch,
-        "epochs": [asdict(epoch) for epoch in history.epochs],
-        "best_epoch": history.best_epoch,
+        **(_looked(history, plan, looks) if looks else _passes(history, plan)),
         "peak_rate": plan.peak_rate,
         "batch_size": wanted.batch_size,
         "sizes": list(lesson.sizes),
@@ -134,11 +143,19 @@ def pretrain(
         "held_out": lesson.held_out,
         "loss_name": lesson.aim.loss_name,
         "measure_name": lesson.aim.measure_name,
-        "held_out_loss": {"before": before.log_loss, "after": after.validation_log_loss},
-        "held_out_measure": {"before": before.accuracy, "after": after.validation_accuracy},
+        "held_out_loss": {"before": before.log_loss, "after": after.validation_log_loss if after else before.log_loss},
+        "held_out_measure": {
+            "before": before.accuracy,
+            "after": after.validation_accuracy if after else before.accuracy,
+        },
         **lesson.facts,
     }
     card = _card(beginning.card, wanted, facts, seed)
+    if looks and not history.best_epoch:
+        log.warning(
+            "%s is as it was before pretraining: the probe on the project's own examples gained nothing by it",
+            card.name,
+        )
     return Learned(replace(beginning, card=card), facts, history, lesson.seen)
 
 
@@ -166,25 +183,88 @@ def method_for(beginning: Beginning, method: str) -> str:
 
 
 def _train(
-    trainer: Trainer, lesson: Lesson, plan: Plan, checkpoint: Checkpoint, on_step: Callable[[], None]
+    trainer: Trainer,
+    lesson: Lesson,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    on_step: Callable[[], None],
+    looks: TransferLooks | None,
 ) -> History:
+    parts = _between_looks(plan) if looks else plan
     progress: Progress | None = None
 
-    def batches(epoch: int, taken: int) -> Iterable[tuple[Any, Any]]:
+    def batches(part: int, taken: int) -> Iterator[tuple[Any, Any]]:
         nonlocal progress
+        step, end = (part - 1) * parts.steps_per_epoch + taken, part * parts.steps_per_epoch
         if progress is None:  # of what this process does
-            left = plan.total_steps - (epoch - 1) * plan.steps_per_epoch - taken
-            progress = Progress(log, "pretraining", left, "steps")
+            progress = Progress(log, "pretraining", parts.total_steps - step, "steps")
         small, full = lesson.sizes
-        size = small if epoch <= plan.epochs // 2 else full
-        return islice(lesson.batches(size, epoch, taken), plan.steps_per_epoch - taken)
+        while step < end:
+            passes, within = divmod(step, plan.steps_per_epoch)
+            some = min(end - step, plan.steps_per_epoch - within)
+            size = small if passes < plan.epochs // 2 else full
+            yield from islice(lesson.batches(size, passes + 1, within), some)
+            step += some
 
     def count(_: int, loss: float) -> None:
         if progress is not None:
             progress.advance(1, f"loss {loss:.3f}")
             on_step()
 
-    return train(trainer, plan, batches, lambda: lesson.judge(trainer), checkpoint=checkpoint, on_batch=count)
+    return train(
+        trainer, parts, batches, lambda: lesson.judge(trainer), checkpoint=checkpoint, on_batch=count, looks=looks
+    )
+
+
+def _between_looks(plan: Plan) -> Plan:
+    """Return `plan` in equal parts that each end with a look: at most `LOOKS`, and rarely fewer than half.
+
+    Of such numbers it is the one that leaves out the fewest steps at the end.
+    """
+    shortest = -(-plan.total_steps // LOOKS)
+    interval = min(range(shortest, 2 * shortest), key=lambda steps: plan.total_steps % steps)
+    return replace(plan, epochs=plan.total_steps // interval, steps_per_epoch=interval)
+
+
+def _passes(history: History, plan: Plan) -> dict[str, Any]:
+    return {
+        "steps": len(history.epochs) * plan.steps_per_epoch,
+        "epochs": [asdict(epoch) for epoch in history.epochs],
+        "best_epoch": history.best_epoch,
+    }
+
+
+def _looked(history: History, plan: Plan, looks: TransferLooks) -> dict[str, Any]:
+    """Return the facts of a pretraining that looks have judged; epochs of the history are what lies between two."""
+    parts = _between_looks(plan)
+    interval = parts.steps_per_epoch
+    before, *after = looks.rows(history.looks)
+    rows = [
+        {"look": 0, "step": 0, "target": before},
+        *(
+            {
+                "look": epoch.epoch,
+                "step": epoch.epoch * interval,
+                "train_loss": epoch.train_loss,
+                "held_out_loss": epoch.validation_log_loss,
+                "held_out_measure": epoch.validation_accuracy,
+                "last_rate": epoch.last_rate,
+                "target": said,
+            }
+            for epoch, said in zip(history.epochs, after, strict=True)
+        ),
+    ]
+    return {
+        "steps": len(history.epochs) * interval,
+        "planned_steps": parts.total_steps,
+        "looks": rows,
+        "best_look": history.best_epoch,
+        "stopped": looks.why_stop(history.looks) or "all steps that were planned were done",
+        "target_examples": looks.examples,
+        "target_loss_name": looks.objective.loss_name,
+        "target_measure_name": looks.objective.measure_name,
+    }
 
 
 def _plan(wanted: PretrainSettings, method: str, lesson: Lesson) -> Plan:
@@ -240,15 +320,18 @@ def _card(card: Card, wanted: PretrainSettings, facts: dict[str, Any], seed: int
     learnt_from = f"{facts['source']} {facts['source_digest'][:12]}"
     if wanted.start == "weights":
         learnt_from = f"{card.source_dataset}, then {learnt_from}"
-    limit = {}
-    if wanted.start == "nothing" and card.kind == "image":
-        limit = {"input_size_px": facts["sizes"][1]}
-    elif wanted.start == "nothing" and card.input_tokens is not None:
-        limit = {"input_tokens": min(card.input_tokens, wanted.max_tokens)}
     return replace(
         card,
         source_dataset=learnt_from,
         origin=f"pretrained here ({facts['method']}, {facts['steps']} steps, seed {seed})",
         pretraining={key: facts[key] for key in said},
-        **limit,
     )
+
+
+def _limit(card: Card, wanted: PretrainSettings, lesson: Lesson) -> dict[str, Any]:
+    """Return what the card of a network that begins from nothing has to say of the inputs that it learns from."""
+    if wanted.start == "nothing" and card.kind == "image":
+        return {"input_size_px": lesson.sizes[1]}
+    if wanted.start == "nothing" and card.input_tokens is not None:
+        return {"input_tokens": min(card.input_tokens, wanted.max_tokens)}
+    return {}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -88,6 +88,7 @@ class History:
         kept_log_loss: Refined log loss of what is kept; None before the first epoch.
         seconds: Time spent in training and validation, checkpoints included.
         examples: Examples trained on, each counted as often as it was seen.
+        looks: What a judge other than validation was told by its looks, one an epoch: see `Looks`.
         checkpoints: How often the state was written to disk.
         checkpoints_seconds: Time spent on that.
     """
@@ -97,10 +98,27 @@ class History:
     lowest_epoch: int = 0
     averaged_epochs: int = 0
     kept_log_loss: float | None = None
+    looks: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     examples: int = 0
     checkpoints: int = 0
     checkpoints_seconds: float = 0.0
+
+
+class Looks(Protocol):
+    """A judge that takes the place of validation in `train`: it says what is kept, and when to stop.
+
+    It answers by what it was told alone, so that a run that is continued goes on as it would have.
+    """
+
+    def take(self) -> dict[str, Any]:
+        """Return what there is to say of the model as it is now, ready for JSON."""
+
+    def best(self, taken: list[dict[str, Any]]) -> int:
+        """Return which of the looks `taken` was the best, counted from 1; 0 is the model before training."""
+
+    def why_stop(self, taken: list[dict[str, Any]]) -> str | None:
+        """Return in words why training should stop after the looks `taken`; None if it should go on."""
 
 
 class Trainer:
@@ -376,6 +394,7 @@ def train(
     *,
     checkpoint: "Checkpoint | None" = None,
     on_batch: Callable[[int, float], None] = lambda examples, loss: None,
+    looks: Looks | None = None,
 ) -> History:
     """Train by `plan`, leaving the model with the average weights of its best epoch on validation.
 
@@ -396,6 +415,8 @@ def train(
         checkpoint: Where to save on the way, and to continue from; None keeps nothing.
         on_batch: Told after each step how many examples it took and their loss; on continuing, told once about those
             already seen.
+        looks: Takes a look after each epoch, with the average weights too. What `validate` says is then noted alone:
+            the weights of the best look are kept, and the looks say when to stop.
 
     Raises:
         Diverged: If the loss stops being a finite number.
@@ -416,8 +437,8 @@ def train(
         on_batch(history.examples + part.examples, part.last_loss)
     clock = _Clock()
     for epoch in range(len(history.epochs) + 1, plan.epochs + 1):
-        if epoch > history.best_epoch + plan.patience_epochs:
-            log.info("stopping: validation has been clearly worse than its best for %d epochs", plan.patience_epochs)
+        if why := _why_stop(plan, history, looks):
+            log.info("stopping: %s", why)
             break
         step = (epoch - 1) * plan.steps_per_epoch + part.steps
         for inputs, labels in training(epoch, part.steps):
@@ -442,11 +463,13 @@ def train(
                 history.seconds += checkpoint.count(history, clock.lap())
         with trainer.using(trainer.averages()):
             now = validate()
-        if not math.isfinite(now.log_loss):
-            raise Diverged(
-                f"the validation {trainer.objective.loss_name} became {now.log_loss} after epoch {epoch} "
-                f"(peak learning rate {plan.peak_rate:.3g}). {plan.remedy}"
-            )
+            if not math.isfinite(now.log_loss):
+                raise Diverged(
+                    f"the validation {trainer.objective.loss_name} became {now.log_loss} after epoch {epoch} "
+                    f"(peak learning rate {plan.peak_rate:.3g}). {plan.remedy}"
+                )
+            if looks:
+                history.looks.append(looks.take())
         history.epochs.append(
             Epoch(epoch, part.mean_loss, now.log_loss, now.refined_log_loss, now.accuracy, part.last_rate)
         )
@@ -455,20 +478,35 @@ def train(
         part = Part()
         if lowest is None or now.refined_log_loss < lowest.refined_log_loss:
             history.lowest_epoch, lowest = epoch, now
-        if not now.is_clearly_worse_than(lowest):
+        if _is_to_keep(history, now, lowest, looks):
             best = _kept(trainer, history, best, now, validate if plan.soup else None)
             history.seconds += clock.lap()
-        if checkpoint and (checkpoint.is_due() or epoch in (plan.epochs, history.best_epoch + plan.patience_epochs)):
+        if checkpoint and (checkpoint.is_due() or epoch == plan.epochs or _why_stop(plan, history, looks)):
             checkpoint.save(Saved(history, trainer.state(), best, lowest, part))
             history.seconds += checkpoint.count(history, clock.lap())
         log.info(
-            "epoch %d of %d: training loss %.4f, validation %s %.4f, validation %s %.4f",
-            epoch, plan.epochs, history.epochs[-1].train_loss, trainer.objective.loss_name, now.log_loss,
-            trainer.objective.measure_name, now.accuracy,
+            "%s %d of %d: training loss %.4f, validation %s %.4f, validation %s %.4f",
+            "look" if looks else "epoch", epoch, plan.epochs, history.epochs[-1].train_loss,
+            trainer.objective.loss_name, now.log_loss, trainer.objective.measure_name, now.accuracy,
         )  # fmt: skip
     trainer.use(best)
     _require_still(still, trainer.statistics_to_keep())
     return history
+
+
+def _is_to_keep(history: History, now: Score, lowest: Score, looks: Looks | None) -> bool:
+    """Return whether the weights of the latest epoch, which scored `now`, take the place of what is kept."""
+    if looks:
+        return looks.best(history.looks) == len(history.epochs)
+    return not now.is_clearly_worse_than(lowest)
+
+
+def _why_stop(plan: Plan, history: History, looks: Looks | None) -> str | None:
+    if looks:
+        return looks.why_stop(history.looks)
+    if len(history.epochs) >= history.best_epoch + plan.patience_epochs:
+        return f"validation has been clearly worse than its best for {plan.patience_epochs} epochs"
+    return None
 
 
 def _require_still(before: dict[str, NDArray[Any]], after: dict[str, NDArray[Any]]) -> None:

@@ -4,6 +4,7 @@ Logistic regression for classes, one for each label of several, ridge regression
 """
 
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -105,16 +106,10 @@ def fit_probe(
             if inside.any():
                 parts.append(_Part(train[outside], train_labels[outside], train[inside], train_labels[inside]))
     folds = len(parts) - 1
-    solvers = [objective.solver(part.features, part.labels) for part in parts]
-    solutions = [np.zeros((train.shape[1] + 1, classes)) for _ in parts]
     path: list[tuple[float, float]] = []
-    best = solutions[0]
-    for penalty in penalties or objective.penalties:
-        losses = []
-        for number, part in enumerate(parts):
-            solutions[number] = solvers[number](penalty, solutions[number])
-            weights = solutions[number].astype(np.float32)
-            losses.append(objective.losses(part.held_out_features @ weights[:-1] + weights[-1], part.held_out_labels))
+    best = np.zeros((train.shape[1] + 1, classes))
+    for penalty, solutions, outputs in _solutions(parts, classes, objective, penalties):
+        losses = [objective.losses(said, part.held_out_labels) for said, part in zip(outputs, parts, strict=True)]
         # The two kinds of evidence have one voice each: folds are many, but copies and near copies of one thing in
         # several folds flatter weak penalties; the validation split is few, but resembles what will be met.
         means = [float(losses[0].mean())] + ([float(np.concatenate(losses[1:]).mean())] if folds else [])
@@ -127,6 +122,62 @@ def fit_probe(
     kernel, bias = scale.fold_into(best)
     validated = objective.score(validation_features @ kernel + bias, validation_labels)
     return Probe(kernel, bias, penalty, validated, tuple(path), folds)
+
+
+def cross_validate(
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    objective: Objective = CLASSES,
+    groups: NDArray[Any] | None = None,
+) -> Score:
+    """Return the score of a probe on examples that it was not solved on: on each fold, one solved on the others.
+
+    At the penalty that does best. Examples that no fold can hold out, see `assign_folds`, are not scored.
+
+    Args:
+        features: float32, shape (N, D).
+        labels: See `fit_probe`; so for the others.
+        classes: K, the number of outputs.
+        objective: What is solved and judged.
+        groups: Whose each example is, shape (N,).
+
+    Raises:
+        ValueError: If no example can be held out, or features hold a value that is not finite.
+    """
+    if not np.isfinite(features).all():
+        raise ValueError("the features hold values that are not finite numbers")
+    fold_of = assign_folds(objective.groupings(labels)[0], FOLDS, groups)
+    held_out = [fold_of == fold for fold in range(FOLDS) if (fold_of == fold).any()]
+    if not held_out:
+        raise ValueError("there are too few examples, or groups of them, to hold some out")
+    scaled = _Scale.of(features).apply(features)
+    parts = [_Part(scaled[~inside], labels[~inside], scaled[inside], labels[inside]) for inside in held_out]
+    answers = np.concatenate([part.held_out_labels for part in parts])
+    path: list[tuple[float, float]] = []
+    best = np.zeros((len(answers), classes), np.float32)
+    for penalty, _, outputs in _solutions(parts, classes, objective):
+        together = np.concatenate(outputs)
+        path.append((penalty, float(objective.losses(together, answers).mean())))
+        if path[-1][1] == min(loss for _, loss in path):
+            best = together
+        if _rises(path) >= RISES_TO_STOP:
+            break
+    return objective.score(best, answers)
+
+
+def _solutions(
+    parts: Sequence["_Part"], classes: int, objective: Objective, penalties: Sequence[float] | None = None
+) -> Iterator[tuple[float, list[NDArray[np.float64]], list[Features]]]:
+    """Yield, for each penalty in turn, the solution (D + 1, K) of each part, and its outputs for what is held out."""
+    solvers = [objective.solver(part.features, part.labels) for part in parts]
+    solutions = [np.zeros((part.features.shape[1] + 1, classes)) for part in parts]
+    for penalty in penalties or objective.penalties:
+        solutions = [solver(penalty, start) for solver, start in zip(solvers, solutions, strict=True)]
+        weights = [solution.astype(np.float32) for solution in solutions]
+        outputs = [part.held_out_features @ own[:-1] + own[-1] for part, own in zip(parts, weights, strict=True)]
+        yield penalty, solutions, outputs
 
 
 def refit_probe(

@@ -324,13 +324,14 @@ def test_the_graph_of_a_project_made_for_other_code_is_refused_by_the_stage_it_f
     (tmp_path / "images" / "cat").mkdir(parents=True)
     (tmp_path / "images" / "cat" / "1.png").write_bytes(b"not looked into")
     paths = create(tmp_path / "project", source=f"folder:{tmp_path / 'images'}", name="pets", kind="image")
-    fingerprint.require_current_graph(paths, "evaluate")
+    settings = load_settings(paths.params)
+    fingerprint.require_current_graph(paths, settings, "evaluate")
     text = paths.graph.read_text("utf-8")
     paths.graph.write_text(text.replace("    - reports/speed.json\n", ""), encoding="utf-8")
     assert paths.graph.read_text("utf-8") != text
     with pytest.raises(RegraftError, match=r"made for another version.*reads or writes reports/speed.json\. Copy"):
-        fingerprint.require_current_graph(paths, "evaluate")
-    fingerprint.require_current_graph(paths, "finetune")
+        fingerprint.require_current_graph(paths, settings, "evaluate")
+    fingerprint.require_current_graph(paths, settings, "finetune")
 
 
 def test_an_interrupted_stage_is_no_fault_and_ends_like_any_interrupted_command(project):

@@ -30,3 +30,8 @@ def test_a_pretrained_backbone_and_one_from_nothing_become_champions_and_the_sou
 
     draw_images(tmp_path / "source", per_class=1, seed=1, first=50)
     assert project.facts("run")["stages_run"][0] == "backbone"
+
+    draw_images(tmp_path / "images", per_class=2, seed=2, first=60)
+    stages = project.facts("run")["stages_run"]
+    assert "embed" in stages
+    assert "backbone" not in stages

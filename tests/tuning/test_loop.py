@@ -238,3 +238,52 @@ def test_an_interval_that_is_no_number_of_seconds_is_refused(tmp_path, monkeypat
     monkeypatch.setenv("REGRAFT_CHECKPOINT_S", said)
     with pytest.raises(SettingsError, match="REGRAFT_CHECKPOINT_S must be a number of seconds"):
         Checkpoint(tmp_path / "checkpoint.npz", "run")
+
+
+def test_looks_say_what_is_kept_and_when_to_stop_also_after_a_run_was_killed(tmp_path):
+    class Looking:
+        """Keeps the second of its looks and stops after the third."""
+
+        def __init__(self, trainer):
+            self.trainer = trainer
+
+        def take(self):
+            return {"weights": weights(self.trainer).hex()}
+
+        def best(self, taken):
+            return min(2, len(taken))
+
+        def why_stop(self, taken):
+            return "enough" if len(taken) == 3 else None
+
+    class Killed(Exception):
+        pass
+
+    def run(file, *, killed_after=None):
+        trainer, left = Trainer(small_network()), iter(range(killed_after or 99))
+
+        def kill(examples, loss):
+            if next(left, None) is None:
+                raise Killed
+
+        checkpoint = Checkpoint(file, "a run", interval_s=0.0)
+        history = train(
+            trainer,
+            plan(epochs=9),
+            batches,
+            judge(trainer),
+            checkpoint=checkpoint,
+            on_batch=kill,
+            looks=Looking(trainer),
+        )
+        return history, weights(trainer)
+
+    whole, kept = run(tmp_path / "whole.npz")
+    assert len(whole.looks) == len(whole.epochs) == 3
+    assert kept.hex() == whole.looks[1]["weights"] != whole.looks[2]["weights"]
+    with pytest.raises(Killed):
+        run(tmp_path / "half.npz", killed_after=10)  # in the third epoch
+    continued, continued_kept = run(tmp_path / "half.npz")
+    assert continued.looks == whole.looks
+    assert continued_kept == kept
+    assert run(tmp_path / "half.npz")[1] == kept  # and once more after its end
