@@ -21,8 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows import automations, handover, pipeline
-from flows.pools import open_pools
+from flows import automations, pipeline
 from flows.retrain import retrain
 from flows.score import score
 from flows.stage import publish, run_stage
@@ -66,9 +65,8 @@ def deploy(
         notify: URL to which the server posts a message when a run of the project fails or crashes.
 
     Raises:
-        RegraftError: If the schedule or the URL is none, there is no such pool, or another project has the name; for
-            pools also what `flows.pools.open_pools` raises.
-        ResourceError: If the server does not answer, or the DVC remote of pools takes no file.
+        RegraftError: If the schedule or the URL is none, there is no such pool, or another project has the name.
+        ResourceError: If the server does not answer.
     """
     if notify is not None and urlsplit(notify).scheme not in ("http", "https"):
         raise RegraftError(f"--notify {notify!r} is no address that the server could post to: https://HOST/... is.")
@@ -79,9 +77,6 @@ def deploy(
     with temporary_settings({PREFECT_API_URL: address}):
         try:
             _check(paths, settings.name, {pool, home, *stage_pools}, address)
-            if stage_pools:
-                open_pools(paths, settings)  # what its runs need of all machines is asked for now, not at night
-                handover.try_remote(paths.root)
             collision = ConcurrencyLimitStrategy.CANCEL_NEW if refuse_second else ConcurrencyLimitStrategy.ENQUEUE
             own: dict[str, Any] = {
                 "parameters": {"root": str(paths.root)},

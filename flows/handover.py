@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 from dvc.config import ConfigError, NoRemoteError, RemoteConfigError
 from dvc.exceptions import DownloadError, DvcException, UploadError
@@ -269,20 +268,6 @@ def _answers(repo: Repo) -> Iterator[None]:
             f"the DVC remote {_url(repo)} cannot be used now: {chain(error) or type(error).__name__}. Check that it "
             "can be reached from this machine, and the login (`dvc remote modify --global NAME ...`); then run again."
         ) from error
-
-
-def try_remote(root: Path) -> None:
-    """Store a file in the project's remote, and delete it there again.
-
-    Raises:
-        ResourceError: If that fails.
-    """
-    with open_repository(Paths(root)) as repo, _answers(repo):
-        remote = repo.cloud.get_remote_odb(None, "push")
-        trial = remote.fs.join(remote.path, f"trial-{uuid4().hex}")
-        remote.fs.makedirs(remote.path)
-        remote.fs.put_file(str(Paths(root).params), trial)
-        remote.fs.remove(trial)
 
 
 def _require_remote(repo: Repo) -> None:

@@ -170,18 +170,6 @@ def test_a_remote_that_is_away_is_one_sentence(project, tmp_path):
         handover.push(project.root, "download")
 
 
-def test_a_remote_is_tried_before_anything_depends_on_it(project, tmp_path):
-    before = sorted((tmp_path / "remote").rglob("*"))
-    handover.try_remote(project.root)
-    assert sorted((tmp_path / "remote").rglob("*")) == before
-    use_remote(project, str(tmp_path / "new" / "remote"))
-    handover.try_remote(project.root)
-    (tmp_path / "file").touch()
-    use_remote(project, str(tmp_path / "file" / "remote"))
-    with pytest.raises(ResourceError, match="cannot be used now"):
-        handover.try_remote(project.root)
-
-
 def test_a_changed_definition_is_another_key_and_a_result_of_the_old_one_is_refused(project):
     old = run_elsewhere(project)[0]["entry"]
     about = fingerprint.stage_fingerprint(project, "preprocess")
