@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows import automations, pipeline
+from flows import automations, handover, pipeline, pools
 from flows.retrain import retrain
 from flows.score import score
 from flows.stage import publish, run_stage
@@ -65,12 +65,16 @@ def deploy(
         notify: URL to which the server posts a message when a run of the project fails or crashes.
 
     Raises:
-        RegraftError: If the schedule or the URL is none, there is no such pool, or another project has the name.
-        ResourceError: If the server does not answer.
+        RegraftError: If the schedule or the URL is none, there is no such pool, another project has the name, or
+            stages are to run on several machines and the project has no remote, or may not write to it.
+        ResourceError: If the server or the remote does not answer.
     """
     if notify is not None and urlsplit(notify).scheme not in ("http", "https"):
         raise RegraftError(f"--notify {notify!r} is no address that the server could post to: https://HOST/... is.")
     stage_pools = pipeline.stage_pools(paths.root) if settings.placement.mode == "pools" else []
+    if stage_pools:
+        pools.require_remote(paths.root)
+        handover.check_remote(paths.root)
     home = settings.placement.pool or pipeline.DEFAULT_POOL
     pool = FLOWS_POOL if stage_pools else home
     schedule = None if cron is None else _schedule(cron, timezone)
