@@ -22,11 +22,12 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from flows import automations, handover, pipeline, pools
+from flows.refusals import explained
 from flows.retrain import retrain
 from flows.score import score
 from flows.stage import publish, run_stage
 from flows.watchdog import TAG, watchdog
-from regraft.errors import RegraftError, ResourceError
+from regraft.errors import RegraftError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import Settings
 
@@ -98,10 +99,7 @@ def deploy(
             shared = [_apply(run_stage, each, each, job_variables=anywhere) for each in stage_pools]
             shared += [_apply(publish, home, home, job_variables=anywhere)] if stage_pools else []
         except httpx.HTTPError as error:
-            raise ResourceError(
-                f"the Prefect server at {address} does not answer as it should ({error}). Start it (`regraft up`), "
-                "or correct PREFECT_API_URL."
-            ) from error
+            raise explained(error, address, "Start it (`regraft up`), or correct PREFECT_API_URL.") from error
     return {"deployments": made, "shared": shared, "pool": pool}
 
 

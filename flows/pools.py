@@ -38,6 +38,7 @@ from prefect.states import Cancelling, Crashed
 from flows import handover, pipeline, stage, workspace
 from flows.handover import NotInRemote
 from flows.pipeline import StageFailed, StagePlan
+from flows.refusals import explained, is_refusal
 from flows.workspace import Errand
 from regraft.data import sources
 from regraft.errors import RegraftError, ResourceError, SettingsError
@@ -269,10 +270,8 @@ def _server() -> Iterator[SyncPrefectClient]:
         with get_client(sync_client=True) as client:
             yield client
     except httpx.HTTPError as error:
-        raise ResourceError(
-            f"the Prefect server does not answer as it should ({error or type(error).__name__}); run again when it is "
-            "back: what was dispatched is found again."
-        ) from error
+        advice = "Run again when it is back: what was dispatched is found again."
+        raise explained(error, PREFECT_API_URL.value(), advice) from error
     except ObjectNotFound as error:
         raise ResourceError("a run was deleted from the Prefect server while it was waited for; run again.") from error
 
@@ -319,7 +318,9 @@ def _wait(client: SyncPrefectClient, run_id: UUID, on_line: OnLine) -> FlowRun:
             run = client.read_flow_run(run_id)
             lines = client.read_logs(said, offset=seen, limit=MOST_LINES, sort=LogSort.TIMESTAMP_ASC)
             silent_since = None
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
+            if is_refusal(error):
+                raise
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > SERVER_PATIENCE_S:
                 raise

@@ -282,7 +282,8 @@ def test_all_that_the_remote_lost_is_found_at_once_and_comes_back_from_caches(pr
     assert pipeline.ancestors(project.root, ["preprocess"]) == ["download"]
 
     opened = pools.Pools(project, load_settings(project.params), handover.remote_of(project.root) or {}, "")
-    sent, said = [], []
+    sent: list[str] = []
+    said: list[str] = []
 
     def dispatch(_deployment, _name, _key, parameters, on_line):
         parcel, errand = workspace.Parcel(**parameters["parcel"]), Errand(**parameters["errand"])
