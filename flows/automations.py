@@ -1,4 +1,4 @@
-"""What a Prefect server does by itself when something dies: crashes are noticed, runs begun again, people told."""
+"""What a Prefect server does by itself when something dies: it has the watchdog look, and tells people."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,19 +8,17 @@ from uuid import UUID
 
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, RunDeployment
+from prefect.events.actions import ActionTypes, CallWebhook, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from flows.stage import TAG as STAGE_TAG
-from flows.watchdog import TAG
+from flows.watchdog import HEARTBEAT, HEARTBEAT_S, TAG
 from regraft.fingerprint import hash_json
 
-HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDED = tuple(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed"))
-HEARTBEAT_S, SILENCE_S = 30, 90  # 30 s is the least that Prefect knows; three missed are a crash
+SUSPICION_S = 60  # without a heartbeat, before the watchdog looks
 BEATING = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}  # for the environment of runs that are watched
 Resource = dict[str, str | list[str]]
 ANY_RUN: Resource = {"prefect.resource.id": "prefect.flow-run.*"}
@@ -31,7 +29,8 @@ MESSAGE = (
 
 
 def watch(client: SyncPrefectClient, watchdog: UUID) -> None:
-    """Have the server record runs as crashed that fall silent, and run the deployment `watchdog` after each crash."""
+    """Have the server run the deployment `watchdog` when a run misses its heartbeats, and after each crash."""
+    look = RunDeployment.model_validate({"source": "selected", "deployment_id": watchdog})
     _put(
         client,
         "regraft: a run that is silent has crashed",
@@ -43,11 +42,9 @@ def watch(client: SyncPrefectClient, watchdog: UUID) -> None:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=SILENCE_S),
+            within=timedelta(seconds=SUSPICION_S),
         ),
-        ChangeFlowRunState.model_validate(
-            {"state": StateType.CRASHED, "message": f"Nothing was heard of it for {SILENCE_S} s."}
-        ),
+        look,
     )
     _put(
         client,
@@ -59,7 +56,7 @@ def watch(client: SyncPrefectClient, watchdog: UUID) -> None:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        RunDeployment.model_validate({"source": "selected", "deployment_id": watchdog}),
+        look,
     )
 
 

@@ -21,12 +21,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows import automations, pipeline
+from flows import automations, handover, pipeline, pools
+from flows.refusals import explained
 from flows.retrain import retrain
 from flows.score import score
 from flows.stage import publish, run_stage
 from flows.watchdog import TAG, watchdog
-from regraft.errors import RegraftError, ResourceError
+from regraft.errors import RegraftError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import Settings
 
@@ -65,12 +66,16 @@ def deploy(
         notify: URL to which the server posts a message when a run of the project fails or crashes.
 
     Raises:
-        RegraftError: If the schedule or the URL is none, there is no such pool, or another project has the name.
-        ResourceError: If the server does not answer.
+        RegraftError: If the schedule or the URL is none, there is no such pool, another project has the name, or
+            stages are to run on several machines and the project has no remote, or may not write to it.
+        ResourceError: If the server or the remote does not answer.
     """
     if notify is not None and urlsplit(notify).scheme not in ("http", "https"):
         raise RegraftError(f"--notify {notify!r} is no address that the server could post to: https://HOST/... is.")
     stage_pools = pipeline.stage_pools(paths.root) if settings.placement.mode == "pools" else []
+    if stage_pools:
+        pools.require_remote(paths.root)
+        handover.check_remote(paths.root)
     home = settings.placement.pool or pipeline.DEFAULT_POOL
     pool = FLOWS_POOL if stage_pools else home
     schedule = None if cron is None else _schedule(cron, timezone)
@@ -94,10 +99,7 @@ def deploy(
             shared = [_apply(run_stage, each, each, job_variables=anywhere) for each in stage_pools]
             shared += [_apply(publish, home, home, job_variables=anywhere)] if stage_pools else []
         except httpx.HTTPError as error:
-            raise ResourceError(
-                f"the Prefect server at {address} does not answer as it should ({error}). Start it (`regraft up`), "
-                "or correct PREFECT_API_URL."
-            ) from error
+            raise explained(error, address, "Start it (`regraft up`), or correct PREFECT_API_URL.") from error
     return {"deployments": made, "shared": shared, "pool": pool}
 
 

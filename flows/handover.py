@@ -1,7 +1,9 @@
 """Data from machine to machine: a DVC remote holds what stages made, small entries of dvc.lock say what that is."""
 
 import contextlib
+import io
 import logging
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ from dvc.stage.cache import _get_stage_hash as run_cache_key
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc_data.hashfile.db import HashFileDB, get_index
+from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
 from flows.imports import backend_errors
-from flows.repository import chain, open_repository
+from flows.repository import chain, discard_damaged_files, open_repository
 from regraft.errors import RegraftError, ResourceError
 from regraft.paths import Paths
 
@@ -34,6 +37,9 @@ HANDED_ON = (
     "account_name", "endpoint", "allow_anonymous_login", "keyfile", "allow_agent", "auth", "timeout", "jobs",
     "read_timeout", "connect_timeout",
 )  # fmt: skip
+
+# Of Python (S3's client raises it for every 401 and 403), of S3's client and of SSH's.
+REFUSALS = ("PermissionError", "NoCredentialsError", "PartialCredentialsError", "PermissionDenied")
 
 
 class NotInRemote(RegraftError):
@@ -140,6 +146,50 @@ def _fetch(repo: Repo, outs: Sequence[Output]) -> None:
         repo.checkout(targets=changed, force=True)
 
 
+def missing(root: Path, names: Sequence[str]) -> list[str]:
+    """Return those recorded outputs (paths as in dvc.yaml) of the stages `names` that the remote does not hold whole.
+
+    That its files are undamaged is not looked at.
+
+    Raises:
+        ResourceError: If the remote does not answer.
+    """
+    with open_repository(Paths(root)) as repo, _answers(repo):
+        remote = repo.cloud.get_remote_odb(None, "fetch")
+        outs = [out for name in names for out in repo.stage.load_one("dvc.yaml", name).outs if out.hash_info]
+        return _names([out for out in outs if not _is_held(remote, out.hash_info)])
+
+
+def _is_held(remote: HashFileDB, recorded: HashInfo) -> bool:
+    if not remote.exists(recorded.value):
+        return False
+    try:
+        files = {info.value for _, _, info in Tree.load(remote, recorded)} if recorded.isdir else set()
+    except ObjectFormatError:  # the list of its files is damaged
+        return False
+    return files.issubset(remote.oids_exist(files))
+
+
+def holds(root: Path, name: str) -> bool:
+    """Return whether the cache here holds all outputs of stage `name`, undamaged, as dvc.lock records them."""
+    with open_repository(Paths(root)) as repo:
+        outs = repo.stage.load_one("dvc.yaml", name).outs
+        if not all(out.hash_info and not out.changed_cache() for out in outs):
+            return False
+        return sum(discard_damaged_files(repo, out) for out in outs) == 0
+
+
+def check_remote(root: Path) -> None:
+    """Write a small file into the project's remote, and delete it.
+
+    Raises:
+        RegraftError: If the remote refuses the login.
+        ResourceError: If it does not answer, or takes nothing.
+    """
+    with open_repository(Paths(root)) as repo:
+        _require_remote(repo, for_writing=True)
+
+
 def _names(outs: Sequence[Output]) -> list[str]:
     return [out.def_path for out in outs]
 
@@ -222,7 +272,7 @@ def push(root: Path, name: str, *, repair: bool = False) -> None:
             repo.push(targets=[name])
             _push_run_cache(repo, name)
         except UploadError as error:
-            _require_remote(repo)
+            _require_remote(repo, for_writing=True)
             raise ResourceError(
                 f"the DVC remote {_url(repo)} did not take {error.amount} file(s); run again."
             ) from error
@@ -247,7 +297,7 @@ def _answers(repo: Repo) -> Iterator[None]:
 
     Raises:
         ResourceError: If it does not answer.
-        RegraftError: If its settings are wrong, or its client is not installed.
+        RegraftError: If it refuses the login, its settings are wrong, or its client is not installed.
     """
     try:
         yield
@@ -264,17 +314,33 @@ def _answers(repo: Repo) -> Iterator[None]:
     except backend_errors() as error:
         if isinstance(error, DvcException) and not isinstance(error.__cause__, OSError):
             raise RegraftError(f"DVC cannot use the remote {_url(repo)}: {chain(error)}") from error
+        if any(type(each).__name__ in REFUSALS for each in _causes(error)):
+            raise RegraftError(
+                f"the DVC remote {_url(repo)} refuses this machine's login: {chain(error) or type(error).__name__}. "
+                "Renew it (`dvc remote modify --global NAME ...`, or what the store's own client reads, as "
+                "AWS_ACCESS_KEY_ID), or its right to write; then run again."
+            ) from error
         raise ResourceError(
             f"the DVC remote {_url(repo)} cannot be used now: {chain(error) or type(error).__name__}. Check that it "
             "can be reached from this machine, and the login (`dvc remote modify --global NAME ...`); then run again."
         ) from error
 
 
-def _require_remote(repo: Repo) -> None:
-    """Raise ResourceError unless the remote answers: DVC counts failed files, and does not say why."""
+def _require_remote(repo: Repo, *, for_writing: bool = False) -> None:
+    """Raise RegraftError unless the remote answers: DVC counts failed files, and does not say why."""
     with _answers(repo):
         remote = repo.cloud.get_remote_odb(None, "fetch")
         remote.fs.exists(remote.path)
+        if for_writing:
+            probe = remote.fs.join(remote.path, f"probe-{secrets.token_hex(8)}")
+            remote.fs.upload_fobj(io.BytesIO(b"Regraft looks whether it may write here."), probe)
+            remote.fs.rm(probe)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _url(repo: Repo) -> str:

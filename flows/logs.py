@@ -9,8 +9,9 @@ from prefect.client.schemas.objects import FlowRun, Log
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.refusals import explained
 from flows.retrain import retrain
-from regraft.errors import RegraftError, ResourceError
+from regraft.errors import RegraftError
 from regraft.paths import Paths
 
 PAGE = 200  # the server gives no more lines at a time
@@ -39,7 +40,7 @@ def of_server(paths: Paths, address: str, stage: str | None) -> Iterator[str]:
                 if stage in (None, said_by):
                     yield f"{line.timestamp:%H:%M:%S} {said_by:<10} {line.message}"
         except httpx.HTTPError as error:
-            raise ResourceError(f"the Prefect server at {address} does not answer as it should: {error}.") from error
+            raise explained(error, address, "See `regraft status`.") from error
 
 
 def of_project(paths: Paths, stage: str | None) -> Iterator[str]:

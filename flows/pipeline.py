@@ -212,6 +212,17 @@ def makers(root: Path, outputs: Sequence[str]) -> list[str]:
         return [stage.name for stage in _ordered(repo) if any(out.def_path in outputs for out in stage.outs)]
 
 
+def ancestors(root: Path, names: Sequence[str]) -> list[str]:
+    """Return the stages whose outputs the stages `names` read, directly or through others; not `names` themselves."""
+    with open_repository(Paths(root)) as repo:
+        stages = _ordered(repo)
+        found = set(names)
+        for stage in reversed(stages):
+            if stage.name in found:
+                found.update(_upstream(stage, stages))
+        return [stage.name for stage in stages if stage.name in found.difference(names)]
+
+
 def reads_inputs(root: Path, name: str) -> set[str]:
     """Return which keys of `.regraft/inputs.json` stage `name` depends on, e.g. {"source", "code.download"}."""
     with open_repository(Paths(root)) as repo:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -37,6 +38,7 @@ from prefect.states import Cancelling, Crashed
 from flows import handover, pipeline, stage, workspace
 from flows.handover import NotInRemote
 from flows.pipeline import StageFailed, StagePlan
+from flows.refusals import explained, is_refusal
 from flows.workspace import Errand
 from regraft.data import sources
 from regraft.errors import RegraftError, ResourceError, SettingsError
@@ -97,13 +99,26 @@ class Pools:
         return self._run_once(plan, force=force, repair=False, on_line=on_line)
 
     def _make_again(self, lacking: NotInRemote, on_line: OnLine) -> None:
-        """Run the stages again that made what the remote has lost, and those that made what they read."""
-        stages = {plan.name: plan for plan in pipeline.plan(self.paths.root, refresh=False, data_elsewhere=True)}
-        for name in pipeline.makers(self.paths.root, lacking.outputs):
+        """Bring back what the remote has lost of what stages read, from a cache that has it, or by running its makers.
+
+        All that is lost is looked for at once, and made good in running order: else each stage would be sent off only
+        to fail for what the one before it made.
+        """
+        root = self.paths.root
+        stages = {plan.name: plan for plan in pipeline.plan(root, refresh=False, data_elsewhere=True)}
+        try:
+            lost = handover.missing(root, pipeline.ancestors(root, pipeline.makers(root, lacking.outputs)))
+        except RegraftError as error:  # this machine may have no access to the remote
+            on_line(f"what else the remote has lost is not known here: {error}")
+            lost = []
+        for name in pipeline.makers(root, [*lacking.outputs, *lost]):
             if name in self.made_again:
                 raise lacking
             self.made_again.add(name)
-            on_line(f"{lacking}: stage {name} makes it again")
+            on_line(f"{lacking}: stage {name} is to bring back what it made")
+            if handover.holds(root, name):
+                handover.push(root, name, repair=True)
+                continue
             try:
                 self._run_once(stages[name], force=True, repair=True, on_line=on_line)
             except NotInRemote as error:
@@ -216,18 +231,28 @@ def open_pools(paths: Paths, settings: Settings) -> Pools:
             f"the address of MLflow, {redacted(uri)}, holds a password, which would be sent to the Prefect server. "
             "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on each machine, or its MLFLOW_TRACKING_URI."
         )
-    remote = handover.remote_of(paths.root)
-    if remote is None:
-        raise SettingsError(
-            f"{needs}, which needs a place where machines leave data for each other: `dvc remote add --default NAME "
-            f"URL` in {paths.root} (a folder that all of them see, ssh://, s3://, gs://, azure://)."
-        )
+    remote = require_remote(paths.root)
     for name, others in pipeline.made_by_no_stage(paths.root).items():
         raise SettingsError(
             f"{needs}, but stage {name} reads {', '.join(others)}, which no stage makes and no worker has. Let a "
             "stage make it, or set placement.mode to local."
         )
     return Pools(paths, settings, remote, uri)
+
+
+def require_remote(root: Path) -> dict[str, Any]:
+    """Return the project's DVC remote; see `flows.handover.remote_of`.
+
+    Raises:
+        SettingsError: If it has none.
+    """
+    remote = handover.remote_of(root)
+    if remote is None:
+        raise SettingsError(
+            "placement.mode is pools, which needs a place where machines leave data for each other: `dvc remote add "
+            f"--default NAME URL` in {root} (a folder that all of them see, ssh://, s3://, gs://, azure://)."
+        )
+    return remote
 
 
 def _is_local(source: sources.Source) -> bool:
@@ -245,10 +270,8 @@ def _server() -> Iterator[SyncPrefectClient]:
         with get_client(sync_client=True) as client:
             yield client
     except httpx.HTTPError as error:
-        raise ResourceError(
-            f"the Prefect server does not answer as it should ({error or type(error).__name__}); run again when it is "
-            "back: what was dispatched is found again."
-        ) from error
+        advice = "Run again when it is back: what was dispatched is found again."
+        raise explained(error, PREFECT_API_URL.value(), advice) from error
     except ObjectNotFound as error:
         raise ResourceError("a run was deleted from the Prefect server while it was waited for; run again.") from error
 
@@ -295,7 +318,9 @@ def _wait(client: SyncPrefectClient, run_id: UUID, on_line: OnLine) -> FlowRun:
             run = client.read_flow_run(run_id)
             lines = client.read_logs(said, offset=seen, limit=MOST_LINES, sort=LogSort.TIMESTAMP_ASC)
             silent_since = None
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
+            if is_refusal(error):
+                raise
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > SERVER_PATIENCE_S:
                 raise

@@ -13,6 +13,7 @@ from regraft.fingerprint import hash_bytes, locked_hash, release_fingerprint
 from regraft.paths import REPOSITORY, Paths
 from regraft.registry.published import CODE_COMMIT, DATA_MD5
 from regraft.registry.register import publish
+from regraft.registry.tracking import note_registry, tracking_uri
 from regraft.settings import load_settings
 
 
@@ -35,6 +36,7 @@ def promote(root: str, flow_run_id: str, pools: Pools | None) -> tuple[dict[str,
             return None
         publication, metrics = result["publication"], result["metrics"]
         write_json(paths.reports / "promotion.json", publication)
+    note_registry(paths, tracking_uri(paths, load_settings(paths.params)))
     said = "is champion" if publication["promoted"] else "was not promoted"
     logger.info("version %s %s: %s", publication["version"], said, "; ".join(publication["reasons"]))
     return publication, metrics

@@ -24,9 +24,8 @@ from regraft.fingerprint import release_fingerprint
 from regraft.locking import project_lock
 from regraft.measures import METRICS, headline, task_of, words
 from regraft.paths import Paths
-from regraft.registry.published import is_published
+from regraft.registry.published import check_login, is_published
 from regraft.registry.register import read_publication
-from regraft.registry.tracking import tracking_uri
 from regraft.settings import Settings, load_settings
 
 RETRY_DELAY_S = 10
@@ -52,7 +51,7 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
     paths = Paths(Path(root).resolve())
     settings = load_settings(paths.params)
     with project_lock(paths):
-        tracking_uri(paths, settings)  # a store that MLflow does not know would fail the last step
+        check_login(paths, settings)  # a store that MLflow does not know, or that refuses, would fail the last step
         pools = open_pools(paths, settings) if settings.placement.mode == "pools" else None
         drop_broken_lock(paths)
         outcome: dict[str, Any] = {"stages_run": [], "stages_restored": []}

@@ -30,9 +30,16 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
 from prefect.states import Crashed
 
+from flows.refusals import LOGIN, explained, is_refusal
 from regraft import gpus, services
 from regraft.errors import RegraftError, ResourceError
 from regraft.locking import exclusive
@@ -66,9 +73,15 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
         mlflow_port: Of the MLflow server and its web page.
 
     Raises:
-        RegraftError: If a port is taken, or a server runs already at another address.
+        RegraftError: If a port is taken, a server runs already at another address, or clients lack its password.
         ResourceError: If a service does not come up. What this call had started is stopped again.
     """
+    password = PREFECT_SERVER_API_AUTH_STRING.value()
+    if password and PREFECT_API_AUTH_STRING.value() != password:
+        raise RegraftError(
+            "PREFECT_SERVER_API_AUTH_STRING is set, so the Prefect server will want a login, and its clients have "
+            "another or none: set PREFECT_API_AUTH_STRING to the same USER:PASSWORD."
+        )
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # databases and logs
@@ -85,13 +98,7 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
                 "or --mlflow-port."
             )
         addresses = _addresses(host, ports)
-        alive = {name: service for name, service in known.items() if service.process.is_alive}
-        for name in SERVERS:
-            if name in alive and alive[name].address != addresses[name]:
-                raise RegraftError(
-                    f"{name} is up already, at {alive[name].address}, not at {addresses[name]}; "
-                    "name that host and port, or run `regraft down` first."
-                )
+        alive = _in_place(known, addresses)
         missing = [name for name in NAMES if name not in alive]
         for name in missing:
             stop(services.mark_of(name))  # what a service that died has left
@@ -113,6 +120,22 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
                 record_crashes(addresses["prefect"])
             undo.pop_all()
         return {name: alive[name] for name in NAMES}
+
+
+def _in_place(known: dict[str, Service], addresses: dict[str, str]) -> dict[str, Service]:
+    """Return the services that run and may stay; a worker that asks for work at another address than these may not.
+
+    Raises:
+        RegraftError: If a server runs at another address.
+    """
+    alive = {name: service for name, service in known.items() if service.process.is_alive}
+    for name in SERVERS:
+        if name in alive and alive[name].address != addresses[name]:
+            raise RegraftError(
+                f"{name} is up already, at {alive[name].address}, not at {addresses[name]}; "
+                "name that host and port, or run `regraft down` first."
+            )
+    return {name: service for name, service in alive.items() if service.address == _address_of(name, addresses)}
 
 
 def _end(name: str, alive: dict[str, Service]) -> None:
@@ -181,6 +204,10 @@ def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
     return {"prefect": f"http://{name}:{ports['prefect']}/api", "mlflow": f"http://{name}:{ports['mlflow']}"}
 
 
+def _address_of(name: str, addresses: dict[str, str]) -> str:
+    return addresses.get(name, addresses["prefect"])
+
+
 def _require_free(name: str, host: str, port: int) -> None:
     """Raise RegraftError unless a server could listen on `port` of `host` now."""
     try:
@@ -232,7 +259,7 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         folder=folder,
         environment=defaults | mine,
     )
-    return Service(name, addresses.get(name, addresses["prefect"]), host, process)
+    return Service(name, _address_of(name, addresses), host, process)
 
 
 def _wait_until_healthy(service: Service) -> None:
@@ -269,7 +296,7 @@ def _health(service: Service) -> tuple[str | None, str | None]:
             version = client.api_version()
             pool = None if service.name == "prefect" else client.read_work_pool(service.name.removeprefix("worker-"))
         except HEALTH_ERRORS as error:
-            return f"{type(error).__name__}: {error}", None
+            return f"refuses the login: {LOGIN}" if is_refusal(error) else f"{type(error).__name__}: {error}", None
     is_ready = pool is None or pool.status in (WorkPoolStatus.READY, WorkPoolStatus.PAUSED)
     return None if is_ready else "the server has not heard of it lately", version
 
@@ -308,6 +335,8 @@ def require_pool(address: str, pool: str) -> None:
                 "`prefect work-pool ls` shows the pools."
             ) from None
         except (httpx.HTTPStatusError, httpx.UnsupportedProtocol) as error:
+            if is_refusal(error):
+                raise explained(error, address, "") from None
             raise RegraftError(
                 f"{address} is no address of a Prefect server, e.g. http://HOST:4200/api ({error})."
             ) from None

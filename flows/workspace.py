@@ -59,7 +59,7 @@ class Errand(BaseModel):
     Attributes:
         stage: Its name in dvc.yaml.
         force: Run it even if a result of the same inputs is known.
-        repair: Look whether the remote really holds what it is known to hold.
+        repair: Make whole what the remote holds of its outputs: from the cache, if they are there, else by running it.
         timeout_s: Stop it after so many seconds; 0 never.
         gpus: How many GPUs it gets on a machine that has some.
         checkpoints_s: How often its checkpoints are copied into the remote, in s; None: not at all.
@@ -176,6 +176,10 @@ def perform(paths: Paths, home: str, errand: Errand, on_line: Callable[[str], No
         StageFailed: As for `flows.pipeline.run_stage`.
     """
     root, name, ran = paths.root, errand.stage, False
+    if errand.repair and handover.holds(root, name):
+        on_line(f"what stage {name} made is in the cache of {socket.gethostname()}, and is copied into the remote")
+        handover.push(root, name, repair=True)
+        return False
     handover.fetch_inputs(root, name)
     known = not errand.force and handover.restore(root, name)
     with checkpoints.mirrored(paths, home, name, None if known else errand.checkpoints_s, on_line):

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -35,6 +35,7 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
         from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+        from flows.refusals import explained, is_refusal
         from flows.retrain import retrain
 
         _start_prefect()
@@ -53,6 +54,8 @@ def run_flow(root: Path, force: tuple[str, ...], *, debug: bool = False) -> dict
         except (httpx.HTTPError, ConcurrencySlotAcquisitionError) as error:  # the latter: busy, its tables locked
             if _was_told_to_stop(error):  # and so was Prefect's own server, if the signal went to all processes
                 raise SystemExit(TERMINATED) from error
+            if is_refusal(error):
+                raise explained(cast(httpx.HTTPError, error), PREFECT_API_URL.value(), "") from error
             raise ResourceError(
                 f"the Prefect server stopped answering: {error or type(error).__name__}. "
                 "Stages that are done are recorded; run again when it is back."

@@ -13,14 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import httpx
+import psutil
 import pytest
 
-from flows.services import _addresses
+from flows.services import _addresses, _in_place
 from regraft import services
-from regraft.errors import RegraftError
+from regraft.errors import RegraftError, SettingsError
 from regraft.paths import REPOSITORY, Paths
 from regraft.processes import Process, with_mark
-from regraft.registry.tracking import tracking_uri
+from regraft.registry.tracking import note_registry, tracking_uri
 from regraft.services import Service
 from regraft.settings import Settings, TrackingSettings
 from regraft.state import server, services_file, state_folder
@@ -96,6 +97,44 @@ def test_clients_call_a_server_by_an_address_they_can_reach(host, called):
     ports = {"prefect": 4200, "mlflow": 5000}
     expected = {"prefect": f"http://{called}:4200/api", "mlflow": f"http://{called}:5000"}
     assert _addresses(host, ports) == expected
+
+
+def test_a_registry_that_is_no_longer_up_is_not_replaced_by_a_new_one_behind_a_persons_back(state, tmp_path):
+    paths, plain = Paths(tmp_path / "project"), Settings(name="x")
+    own = f"sqlite:///{paths.root}/mlflow.db"
+    services.save({"mlflow": mlflow_service()})
+    note_registry(paths, tracking_uri(paths, plain))
+    services.save({})  # as `regraft down` does
+    with pytest.raises(SettingsError, match=r"last published to the registry at http://127.0.0.1:5999, which nothing"):
+        tracking_uri(paths, plain)
+    chosen = Settings(name="x", tracking=TrackingSettings(uri="sqlite:///mlflow.db"))
+    assert tracking_uri(paths, chosen) == own
+    note_registry(paths, own)
+    assert tracking_uri(paths, plain) == own
+
+
+def test_a_worker_that_asks_elsewhere_for_work_may_not_stay_and_a_server_elsewhere_stops_up():
+    process = Process(os.getpid(), psutil.Process().create_time(), "mark")
+    known = {
+        name: Service(name, address, "127.0.0.1", process)
+        for name, address in (
+            ("mlflow", "http://a:1"),
+            ("worker-cpu", "http://a:2/api"),
+            ("worker-gpu", "http://a:3/api"),
+        )
+    }
+    kept = _in_place(known, {"prefect": "http://a:3/api", "mlflow": "http://a:1"})
+    assert list(kept) == ["mlflow", "worker-gpu"]
+    with pytest.raises(RegraftError, match="mlflow is up already, at http://a:1, not at http://a:9"):
+        _in_place(known, {"prefect": "http://a:3/api", "mlflow": "http://a:9"})
+
+
+def test_a_server_with_a_password_is_not_started_for_clients_without_it(state, monkeypatch):
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:secret")
+    done = regraft("up", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "set PREFECT_API_AUTH_STRING to the same" in done.stderr
+    assert not services_file().exists()
 
 
 def test_a_taken_port_is_one_error_and_nothing_is_started(state):

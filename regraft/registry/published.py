@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from regraft.errors import RegistryError
+from regraft.errors import RegistryError, ResourceError
 from regraft.files import read_object
 from regraft.paths import Paths
 from regraft.registry import tracking
@@ -102,11 +102,27 @@ def is_published(paths: Paths, settings: Settings, fingerprint: str) -> bool:
     return found.is_settled(settings.promote) and reported["promoted"] == (found.version == found.champion)
 
 
+def check_login(paths: Paths, settings: Settings) -> None:
+    """Ask the project's MLflow server something small, so that a refusal comes before hours of training, not after.
+
+    A server that does not answer may do so by then.
+
+    Raises:
+        RegistryError: If it refuses to answer.
+    """
+    uri = tracking.tracking_uri(paths, settings)
+    if urlsplit(uri).scheme in ("http", "https") and _asks_plainly():
+        try:
+            _answer(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
+        except ResourceError as error:
+            log.warning("%s", error)
+
+
 def standing(paths: Paths, settings: Settings, fingerprint: str) -> Standing:
     """Ask the registry about `fingerprint` in the fastest way its store allows."""
     uri = tracking.tracking_uri(paths, settings)
     if urlsplit(uri).scheme in ("http", "https"):
-        if not any(os.environ.get(name) for name in NEEDS_CLIENT) and not _has_credentials_file():
+        if _asks_plainly():
             return _ask_server(uri, settings.name, fingerprint)
     elif database := tracking.sqlite_file(uri):
         if not database.exists():
@@ -190,11 +206,15 @@ def _answer(uri: str, path: str, *, absent_is_fine: bool = False) -> Any:
     code = json.loads(body).get("error_code") if body.startswith(b"{") else None
     if absent_is_fine and code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         return {}
+    said = " ".join(body[:300].decode(errors="replace").split()).rstrip(".")
     raise RegistryError(
-        f"the MLflow server at {tracking.redacted(uri)} refused {path.partition('?')[0]} with status {status}: "
-        f"{body[:300].decode(errors='replace')}. Check its address and your credentials (MLFLOW_TRACKING_USERNAME, "
-        "MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN)."
+        f"the MLflow server at {tracking.redacted(uri)} refused {path.partition('?')[0]} with status {status}: {said}. "
+        f"{tracking.LOGIN}"
     )
+
+
+def _asks_plainly() -> bool:
+    return not any(os.environ.get(name) for name in NEEDS_CLIENT) and not _has_credentials_file()
 
 
 def _has_credentials_file() -> bool:

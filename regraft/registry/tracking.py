@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from regraft.errors import DISK_ERRORS, RegistryError, ResourceError, SettingsError
+from regraft.files import write_text
 from regraft.paths import Paths
 from regraft.settings import Settings
 from regraft.state import server
@@ -32,6 +33,10 @@ REACH_TIMEOUT_S = 3.0
 ARTIFACTS = "mlartifacts"
 # MLflow's error codes for what another attempt may get past; it calls every failed connection an internal error.
 PASSING_ERRORS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")  # what it makes of 401 and 403
+LOGIN = (
+    "Check its address and your login: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+)
 SCHEMES = (
     "http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "databricks-uc", "uc",
 )  # fmt: skip
@@ -61,14 +66,39 @@ def tracking_uri(paths: Paths, settings: Settings) -> str:
     setting's as seen from the project), because stages and flows run in several working directories.
 
     Raises:
-        SettingsError: If MLflow knows no such kind of store.
+        SettingsError: If MLflow knows no such kind of store, or the project was published to another registry that
+            nothing names now: a new one would begin without its champion.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI", "").strip():
         return _absolute(_known(uri, "the variable MLFLOW_TRACKING_URI"), Path.cwd())
     if settings.tracking.uri:
         return _absolute(_known(settings.tracking.uri, "tracking.uri in params.yaml"), paths.root)
     database = default_database(paths)
-    return (None if database.exists() else server("mlflow")) or f"sqlite:///{database}"
+    own, used = f"sqlite:///{database}", _note(paths)
+    if database.exists():
+        return own
+    if address := server("mlflow"):
+        return address
+    if used.exists():
+        raise SettingsError(
+            f"{paths.root} was last published to the registry at {used.read_text('utf-8').strip()}, which nothing "
+            "names now, and no other was begun in its place. `regraft up` brings back a server that it had started; "
+            "for another, set tracking.uri in params.yaml or MLFLOW_TRACKING_URI. To begin a new registry in the "
+            f"project, without the models of the old one, set tracking.uri to sqlite:///{database.name}."
+        )
+    return own
+
+
+def note_registry(paths: Paths, uri: str) -> None:
+    """Remember that the project was published to `uri`, unless that is a database of its own."""
+    if uri == f"sqlite:///{default_database(paths)}":
+        _note(paths).unlink(missing_ok=True)
+    else:
+        write_text(_note(paths), redacted(uri))
+
+
+def _note(paths: Paths) -> Path:
+    return paths.state / "registry"
 
 
 def _known(uri: str, where: str) -> str:
@@ -279,6 +309,8 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         message = f"{doing}: MLflow at {where} says: {redacted(str(error)).strip()}"
+        if error.error_code in REFUSALS:
+            raise RegistryError(f"{message}. {LOGIN}") from error
         if error.error_code in PASSING_ERRORS:
             raise ResourceError(f"{message}\n{again}") from error
         raise RegistryError(message) from error

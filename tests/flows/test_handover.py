@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import handover, pipeline, pools, repository, workspace
+from flows.deploy import deploy
 from flows.handover import NotInRemote
 from flows.retrain import require_same_settings
 from flows.workspace import Errand
@@ -262,3 +263,73 @@ def test_without_what_machines_share_pools_are_refused_with_what_to_do(tmp_path,
     assert opened._only_here("download") == f"the source folder:{Path(tmp_path) / 'source'}"
     pipeline.plan(paths.root)
     assert opened._only_here("preprocess") == ""
+
+
+def lose(paths, *contents):
+    """Delete the files of these contents from the remote."""
+    for file in (paths.root.parent / "remote" / "files").rglob("*"):
+        if file.is_file() and file.read_text() in contents:
+            file.unlink()
+
+
+def test_all_that_the_remote_lost_is_found_at_once_and_comes_back_from_caches(project, monkeypatch):
+    handover.record(project.root, "preprocess", run_elsewhere(project)[0]["entry"])
+    assert handover.missing(project.root, ["download", "preprocess"]) == []
+    lose(project, "cat\ndog\n", "cat")
+    commands_run(project)
+    commands_run(workspace_of(project))
+    assert handover.missing(project.root, ["download", "preprocess"]) == ["raw.txt", "prepared.txt"]
+    assert pipeline.ancestors(project.root, ["preprocess"]) == ["download"]
+
+    opened = pools.Pools(project, load_settings(project.params), handover.remote_of(project.root) or {}, "")
+    sent: list[str] = []
+    said: list[str] = []
+
+    def dispatch(_deployment, _name, _key, parameters, on_line):
+        parcel, errand = workspace.Parcel(**parameters["parcel"]), Errand(**parameters["errand"])
+        sent.append(errand.stage)
+        return workspace.run_errand(parcel, errand, on_line)
+
+    monkeypatch.setattr(opened, "dispatch", dispatch)
+    opened._make_again(NotInRemote("prepared.txt is gone", ["prepared.txt"]), said.append)
+    assert handover.missing(project.root, ["download", "preprocess"]) == []
+    assert sent == ["preprocess"]  # what download made is in the project's own cache
+    assert commands_run(project) == commands_run(workspace_of(project)) == []
+    assert any("is in the cache of" in line for line in said)
+
+
+def test_a_cache_whose_copy_is_damaged_brings_nothing_back(project):
+    assert handover.holds(project.root, "download")
+    [cached] = [file for file in (project.root / ".dvc" / "cache" / "files").rglob("*") if file.is_file()]
+    cached.chmod(0o644)
+    cached.write_text("sat\ndog\n")
+    cached.chmod(0o444)
+    assert not handover.holds(project.root, "download")
+    assert not handover.holds(project.root, "preprocess")
+
+
+def test_a_remote_is_tried_by_writing_and_nothing_stays_there(project, tmp_path, monkeypatch):
+    before = sorted((tmp_path / "remote").rglob("*"))
+    handover.check_remote(project.root)
+    assert sorted((tmp_path / "remote").rglob("*")) == before
+    (tmp_path / "file").write_text("in the way")
+    use_remote(project, str(tmp_path / "file" / "remote"))
+    with pytest.raises(ResourceError, match="cannot be used now"):
+        handover.check_remote(project.root)
+
+    def refuse(*_):
+        raise PermissionError("Access Denied")
+
+    use_remote(project, str(tmp_path / "remote"))
+    monkeypatch.setattr("dvc_objects.fs.local.LocalFileSystem.upload_fobj", refuse)
+    with pytest.raises(RegraftError, match="refuses this machine's login: Access Denied") as caught:
+        handover.check_remote(project.root)
+    assert caught.value.exit_code == 2
+
+
+def test_a_project_for_several_machines_is_not_deployed_with_a_remote_that_takes_nothing(project, tmp_path):
+    edit_settings(project, "mode: local", "mode: pools")
+    (tmp_path / "file").write_text("in the way")
+    use_remote(project, str(tmp_path / "file" / "remote"))
+    with pytest.raises(ResourceError, match=r"the DVC remote .*file/remote cannot be used now"):
+        deploy(project, load_settings(project.params), "http://127.0.0.1:1/api", None, "UTC")

@@ -4,15 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import psutil
 import pytest
 
+from flows.deploy import deploy
 from flows.worker import main
-from regraft.errors import TERMINATED, RegraftError, ResourceError
+from regraft.errors import TERMINATED, RegistryError, RegraftError, ResourceError
 from regraft.paths import REPOSITORY
+from regraft.registry.published import check_login
+from regraft.registry.tracking import connect, plain_errors
+from regraft.settings import load_settings
+from tests.flows.quick_graph import make_quick_project
 from tests.test_services import free_port
 
 SLEEPER = """
@@ -54,6 +61,44 @@ def test_a_worker_of_a_server_that_is_none_ends_with_one_sentence(monkeypatch, a
     monkeypatch.setenv("PREFECT_API_URL", address)
     with pytest.raises(kind, match=said):
         main("cpu", [])
+
+
+class Refusing(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(401)
+        self.end_headers()
+
+    def do_POST(self):
+        self.do_GET()
+
+    def log_message(self, *arguments):
+        """Keep the tests' output clean."""
+
+
+@pytest.fixture
+def refusing():
+    """The address of a server that refuses everybody."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_refused_login_is_said_with_what_to_set_and_not_tried_again(monkeypatch, tmp_path, refusing):
+    paths = make_quick_project(tmp_path)
+    settings = load_settings(paths.params)
+    with pytest.raises(RegraftError, match="refuses the login: set PREFECT_API_AUTH_STRING") as caught:
+        deploy(paths, settings, f"{refusing}/api", None, "UTC")
+    assert caught.value.exit_code == RegraftError.exit_code
+    monkeypatch.setenv("PREFECT_API_URL", f"{refusing}/api")
+    with pytest.raises(RegraftError, match="refuses the login: set PREFECT_API_AUTH_STRING"):
+        main("cpu", [])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", refusing)
+    with pytest.raises(RegistryError, match=r"status 401.*MLFLOW_TRACKING_USERNAME"):
+        check_login(paths, settings)
+    with pytest.raises(RegistryError, match=r"says: .*401.*MLFLOW_TRACKING_USERNAME"), plain_errors(refusing, "asking"):
+        connect(paths, settings).search_experiments()
 
 
 def wait_for(what, process, timeout_s=180):
