@@ -28,7 +28,8 @@ from ruamel.yaml import YAML
 
 from benchmarks.projects import Project
 from benchmarks.stand import PATIENCE_S, Stand, stand
-from flows.automations import SILENCE_S
+from flows.automations import SUSPICION_S
+from flows.watchdog import SILENCE_S
 from regraft import services
 from regraft.processes import with_mark
 
@@ -203,7 +204,7 @@ def _try(
             victim.kill()
         except psutil.NoSuchProcess:
             continue
-    time.sleep(SILENCE_S + 15.0 if point is prefect_for_long else 3.0)
+    time.sleep(SUSPICION_S + SILENCE_S + 15.0 if point is prefect_for_long else 3.0)
     left = sum(1 for each in now.trainers() if each.ppid() == 1)
     attempts = 0
     made.regraft("up")

@@ -18,7 +18,7 @@ from flows.watchdog import HEARTBEAT, HEARTBEAT_S, TAG
 from regraft.fingerprint import hash_json
 
 ENDED = tuple(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed"))
-SUSPICION_S = 60  # without a heartbeat, before the watchdog looks
+SUSPICION_S = 40  # without a heartbeat, before the watchdog looks
 BEATING = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}  # for the environment of runs that are watched
 Resource = dict[str, str | list[str]]
 ANY_RUN: Resource = {"prefect.resource.id": "prefect.flow-run.*"}

@@ -33,9 +33,9 @@ from flows.stage import TAG as STAGE_TAG
 
 TAG = "regraft"  # of the deployments that it watches
 HEARTBEAT = "prefect.flow-run.heartbeat"
-HEARTBEAT_S, SILENCE_S = 30, 90  # 30 s is the least that Prefect knows; three missed are a crash
+HEARTBEAT_S, SILENCE_S = 30, 45  # 30 s is the least that Prefect knows
 POLL_S = 5.0
-MOST_GAP_S = 30.0  # between two answers of a server that is there
+MOST_GAP_S = 20.0  # between two answers of a server that is there
 UNDER_WAY = [StateType.RUNNING, StateType.CANCELLING]
 MOST_ATTEMPTS = 3
 OLD = timedelta(days=1)
@@ -55,8 +55,8 @@ def watchdog(attempts: int = MOST_ATTEMPTS) -> list[str]:
     watched = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
     with get_client(sync_client=True) as client:
         for run_id in silent(client):
-            logger.error("nothing was heard of run %s for %d s", run_id, SILENCE_S)
-            crashed_state: State[None] = Crashed(message=f"Nothing was heard of it for {SILENCE_S} s.")
+            logger.error("run %s is silent: it has crashed", run_id)
+            crashed_state: State[None] = Crashed(message=f"Its heartbeats, one in {HEARTBEAT_S} s, are missing.")
             client.set_flow_run_state(run_id, crashed_state, force=True)
         for deployment in client.read_deployments(deployment_filter=watched):
             crashed = _crashed_in_a_row(client, deployment, attempts)
@@ -87,9 +87,7 @@ def silent(client: SyncPrefectClient) -> list[UUID]:
     while suspects and time.monotonic() - begun < SILENCE_S:
         time.sleep(POLL_S)
         beats, now = _beats(client), time.monotonic()
-        if (
-            now - answered > MOST_GAP_S
-        ):  # the client has waited for a server that was away: runs may just be reconnecting
+        if now - answered > MOST_GAP_S:  # the server was away and runs may just be reconnecting
             begun = now
         answered = now
         suspects = {run_id: count for run_id, count in suspects.items() if beats.get(run_id) == count}

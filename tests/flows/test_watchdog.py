@@ -45,10 +45,10 @@ def never_again(now_s):
     ("beats", "away", "expected", "after_s"),
     [
         ({LIVE: every_30_s}, range(0), [], 30),
-        ({LIVE: every_30_s, DEAD: never_again, MUTE: lambda _: 0}, range(0), [DEAD], 90),
-        ({LIVE: lambda now_s: None if now_s > 40 else 3}, range(0), [], 45),  # it has ended, in whatever way
+        ({LIVE: every_30_s, DEAD: never_again, MUTE: lambda _: 0}, range(0), [DEAD], 45),
+        ({LIVE: lambda now_s: None if now_s > 30 else 3}, range(0), [], 35),  # it has ended, in whatever way
         # Back after ten minutes, the server hears of a run again only as that has noticed.
-        ({LIVE: lambda now_s: 8 if now_s > 650 else 7, DEAD: never_again}, range(20, 620), [DEAD], 710),
+        ({LIVE: lambda now_s: 8 if now_s > 650 else 7, DEAD: never_again}, range(20, 620), [DEAD], 665),
     ],
     ids=["live", "one dead", "ended", "server away"],
 )
