@@ -6,25 +6,25 @@ Parts are the cells of a grid over an image (of recordings, over their log-mel p
 import math
 import re
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from scipy import special
 
+from regraft.backbones.folding import folded_normalization
 from regraft.data.pairs import SEPARATOR
 from regraft.data.targets import MULTILABEL, REGRESSION
 from regraft.tuning.classifier import Classifier
 
 GRID = 8  # cells a side
-GRADIENT_STEPS = 32
+PATCHES = 5  # about so many a side are hidden or kept together
+MASKS = 192  # pictures with patches hidden that a picture is judged by
 MOST_WORDS = 64  # longer texts are taken apart into so many runs of neighbouring words
 BATCH_SIZE = 32
-GRAD_CAM, INTEGRATED_GRADIENTS, LEAVE_ONE_OUT = "Grad-CAM", "integrated gradients", "leaving words out"
-HIDING = "hiding squares"
-SQUARES = (1, 3)  # cells a side of what is hidden at a time
+HIDING, LEAVE_ONE_OUT = "hiding patches", "leaving words out"
 
 
 @dataclass(frozen=True)
@@ -54,41 +54,26 @@ class Attribution:
 
 
 class PictureExplainer:
-    """Explains answers to images, or recordings as pictures, by hiding parts of them and by gradients.
-
-    For values, what lowers the answer counts as much as what raises it; for classes and labels it counts as nothing.
+    """Explains answers to images, or recordings as pictures, by hiding patches of them.
 
     Args:
         classifier: Of images or recordings.
     """
 
+    methods = (HIDING,)
+
     def __init__(self, classifier: Classifier) -> None:
         self._model = classifier.model
         self._prepare = classifier.extractor.prepare
         self.task = classifier.task
-        self._matters = np.abs if self.task == REGRESSION else lambda mass: np.maximum(mass, 0.0)
+
         # A graph: eager calls of a network are several times slower.
-        pixels = tf.TensorSpec((None, *self._model.input_shape[1:]), tf.float32)
-        self._forward = tf.function(
-            lambda pictures: self._model(pictures, training=False), input_signature=[pixels], autograph=False
-        )
-        pool = next((layer for layer in self._model.layers if layer.name == "pool"), None)
-        seen = pool.input if pool is not None else None
-        # Networks that give a sequence of patches (transformers) have no map to look at.
-        self._with_map = (
-            keras.Model(self._model.input, [seen, self._model.output])
-            if seen is not None and len(seen.shape) == 4
-            else None
-        )
+        @partial(tf.function, input_signature=[tf.TensorSpec(self._model.input_shape, tf.float32)], autograph=False)
+        def forward(pictures: tf.Tensor) -> tf.Tensor:
+            with folded_normalization(self._model):
+                return self._model(pictures, training=False)
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that this network allows, the one to show first.
-
-        Of recordings in several windows, hiding squares in each would take too many answers of the network.
-        """
-        by_gradients = (GRAD_CAM, INTEGRATED_GRADIENTS) if self._with_map else (INTEGRATED_GRADIENTS,)
-        return by_gradients if len(self._model.input_shape) == 5 else (HIDING, *by_gradients)
+        self._forward = forward
 
     def prepared(self, content: bytes) -> NDArray[np.float32]:
         """Return an encoded image or recording as the model sees it: float32 (windows, side, side, 3) in [0, 255]."""
@@ -98,23 +83,28 @@ class PictureExplainer:
     def outputs(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the model's outputs, float32 (N, K), for pictures (N, windows, side, side, 3)."""
         parts = [pictures[start : start + BATCH_SIZE] for start in range(0, len(pictures), BATCH_SIZE)]
-        return np.concatenate([self._forward(tf.constant(self._shaped(part))).numpy() for part in parts])
+        return np.concatenate([self._forward(self._shaped(part)).numpy() for part in parts])
 
     def outputs_of_parts(self, content: bytes, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the outputs for what is left of a picture, see `hidden`."""
         return self.outputs(self.hidden(content, keep))
 
     def attribute(self, method: str, content: bytes, target: int) -> Attribution:
-        """Return what in the image or recording `content` speaks for output `target`."""
+        """Return what in the image or recording `content` speaks for output `target`.
+
+        A cell's weight is how much more the pictures that keep it say so, on average, than those that hide it (RISE:
+        Petsiuk et al., 2018, section 3, arXiv:1806.07421, with masks that hide any share). For values, what lowers the
+        answer counts as much as what raises it.
+        """
         picture = self.prepared(content)
-        if method == HIDING:
-            return self._hiding(content, target, picture.shape[1:3])
-        if method == GRAD_CAM and self._with_map is not None:
-            heat = self._grad_cam(self._with_map, picture, target)
-        else:
-            heat = self._integrated_gradients(picture, target)
-        cells = tf.image.resize(heat[..., None], (GRID, GRID), method="area")[..., 0].numpy()
-        return Attribution(method, cells.astype(np.float64).ravel(), heat=_to_one(heat))
+        keep = masks(len(picture))
+        says = evidence(self.task, self.outputs_of_parts(content, keep), target)
+        weights = says @ keep / keep.sum(axis=0) - says @ ~keep / (~keep).sum(axis=0)
+        if self.task == REGRESSION:
+            weights = np.abs(weights)
+        cells = np.maximum(weights, 0.0).reshape(-1, GRID, GRID, 1)
+        heat = tf.image.resize(cells, picture.shape[1:3], method="bilinear")[..., 0].numpy()
+        return Attribution(method, weights, heat=heat / (float(heat.max()) or 1.0))
 
     def hidden(self, content: bytes, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return versions of a picture in which cells that are not kept are blurred beyond recognition.
@@ -133,52 +123,8 @@ class PictureExplainer:
         masks = masks.reshape(len(keep), windows, height, width, 1)
         return masks * picture + (1.0 - masks) * _blurred(picture)
 
-    def _shaped(self, pictures: NDArray[np.float32] | tf.Tensor) -> NDArray[np.float32] | tf.Tensor:
+    def _shaped(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
         return pictures if len(self._model.input_shape) == 5 else pictures[:, 0]
-
-    def _hiding(self, content: bytes, target: int, size: tuple[int, int]) -> Attribution:
-        """Weigh cells by how much the answer falls without them (Zeiler & Fergus, 2014, section 4.2, arXiv:1311.2901).
-
-        Squares of a single cell alone would miss what several cells show alike, so larger ones are hidden too; a cell's
-        weight is the mean over the sizes of its mean over the squares that hold it.
-        """
-        weights = np.zeros(GRID * GRID)
-        for side in SQUARES:
-            squares = _squares(side)
-            keep = np.concatenate([np.ones((1, GRID * GRID), bool), ~squares])
-            says = _evidence(self.task, self.outputs_of_parts(content, keep), target)
-            weights += squares.T @ (says[0] - says[1:]) / squares.sum(axis=0) / len(SQUARES)
-        if self.task == REGRESSION:
-            weights = np.abs(weights)
-        heat = tf.image.resize(np.maximum(weights, 0.0).reshape(1, GRID, GRID, 1), size, method="bilinear")[
-            ..., 0
-        ].numpy()
-        return Attribution(HIDING, weights, heat=_to_one(heat))
-
-    def _grad_cam(self, with_map: keras.Model, picture: NDArray[np.float32], target: int) -> NDArray[np.float32]:
-        """Weigh the channels of the last feature map by mean gradients (Selvaraju et al., 2017, arXiv:1610.02391)."""
-        with tf.GradientTape() as tape:
-            seen, outputs = with_map(self._shaped(picture[None]), training=False)
-            answer = outputs[:, target]
-        gradient = tape.gradient(answer, seen)
-        importance = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
-        coarse = self._matters(tf.reduce_sum(importance * seen, axis=-1, keepdims=True).numpy())
-        return tf.image.resize(coarse, picture.shape[1:3], method="bilinear")[..., 0].numpy()
-
-    def _integrated_gradients(self, picture: NDArray[np.float32], target: int) -> NDArray[np.float32]:
-        """Sum gradients on the way from a blurred picture to it (Sundararajan et al., 2017, arXiv:1703.01365)."""
-        start = _blurred(picture)
-        # Midpoints of equal steps.
-        shares = (np.arange(GRADIENT_STEPS, dtype=np.float32) + 0.5) / GRADIENT_STEPS
-        total = np.zeros_like(picture)
-        for first in range(0, GRADIENT_STEPS, BATCH_SIZE // 2):
-            some = shares[first : first + BATCH_SIZE // 2, None, None, None, None]
-            between = tf.constant(start + some * (picture - start))
-            with tf.GradientTape() as tape:
-                tape.watch(between)
-                answer = self._model(self._shaped(between), training=False)[:, target]
-            total += tape.gradient(answer, between).numpy().sum(axis=0)
-        return self._matters(((picture - start) * total / GRADIENT_STEPS).sum(axis=-1))
 
 
 class TextExplainer:
@@ -252,29 +198,28 @@ def explainer_of(classifier: Classifier) -> Explainer:
     return TextExplainer(classifier) if classifier.extractor.kind == "text" else PictureExplainer(classifier)
 
 
-def _squares(side: int) -> NDArray[np.bool_]:
-    """Return the cells of each square of `side` cells a side in the grid, shape (squares, parts)."""
-    corners = [(row, column) for row in range(GRID - side + 1) for column in range(GRID - side + 1)]
-    squares = np.zeros((len(corners), GRID, GRID), bool)
-    for number, (row, column) in enumerate(corners):
-        squares[number, row : row + side, column : column + side] = True
-    return squares.reshape(len(corners), -1)
+@cache
+def masks(windows: int) -> NDArray[np.bool_]:
+    """Return which cells to keep in each of `MASKS` pictures of as many windows, shape (MASKS, parts).
+
+    Patches of neighbouring cells at random, in all shares of the picture from next to nothing to nearly all; for each
+    mask there is its opposite.
+    """
+    count = MASKS // 2
+    noise = np.random.default_rng(0).normal(size=(count * windows, PATCHES, PATCHES, 1)).astype(np.float32)
+    smooth = tf.image.resize(noise, (GRID, GRID), method="bicubic").numpy().reshape(count, -1)
+    rank = smooth.argsort(axis=1).argsort(axis=1)
+    shares = (np.arange(count) + 0.5) / count
+    keep = rank < shares[:, None] * rank.shape[1]
+    return np.concatenate([keep, ~keep])
 
 
-def _evidence(task: str, outputs: NDArray[np.float32], target: int) -> NDArray[np.float64]:
-    """Return by row of `outputs` (N, K) what speaks for `target`: log-probability of a class or label, or the value."""
+def evidence(task: str, outputs: NDArray[np.float32], target: int) -> NDArray[np.float64]:
+    """Return by row of `outputs` (N, K) what it says of `target`: the probability of a class or label, or the value."""
     wide = outputs.astype(np.float64)
     if task == REGRESSION:
         return wide[:, target]
-    if task == MULTILABEL:
-        return special.log_expit(wide[:, target])
-    return special.log_softmax(wide, axis=1)[:, target]
-
-
-def _to_one(heat: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return `heat`, which is not negative, with 1 for its largest value."""
-    largest = float(heat.max())
-    return (heat / largest if largest > 0.0 else heat).astype(np.float32)
+    return special.expit(wide[:, target]) if task == MULTILABEL else special.softmax(wide, axis=1)[:, target]
 
 
 def _blurred(picture: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import stats
 
-from regraft.data.targets import MULTILABEL, REGRESSION
-from regraft.explanations.attribution import Explainer, TextExplainer
+from regraft.data.targets import REGRESSION
+from regraft.explanations.attribution import Explainer, TextExplainer, evidence
 
 STEPS = 8
 RANDOM_ORDERS = 3
@@ -36,10 +36,8 @@ def still(task: str, outputs: NDArray[np.float32], target: int, *, unit: float =
 
     The probability of the class or label `target`; of values, minus the distance to the first row's, in `unit`s.
     """
-    wide = outputs.astype(np.float64)
-    if task == REGRESSION:
-        return -np.abs(wide[:, target] - wide[0, target]) / unit
-    return special.expit(wide[:, target]) if task == MULTILABEL else special.softmax(wide, axis=1)[:, target]
+    found = evidence(task, outputs, target)
+    return -np.abs(found - found[0]) / unit if task == REGRESSION else found
 
 
 def areas_of(

@@ -6,6 +6,7 @@ TensorFlow only when the model is loaded, because registering a version runs thi
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ MOST_PIXELS = (
     100_000_000  # of an image, or of those decoded together: 3 bytes each, and a small file can claim any number
 )
 SEPARATOR = " ||| "  # between the two texts of a pair, as regraft.data.pairs has it
+SERVER = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # MLflow's server sets it in its own process
 EXPECTED = {"image": "the bytes of an image file", "audio": "the bytes of a WAV file", "text": "a string"}
 BASE64 = (
     "This looks like base64, which MLflow's server decodes in `dataframe_records` and `dataframe_split`, not in "
@@ -275,9 +277,13 @@ def _joined(first: Any, second: Any) -> Any:
 
 
 def _rows(column: pd.Series) -> list[Any]:
-    """Return the cells of `column`; `{"text": ["a", "b"]}` reaches us from MLflow as a single cell, a list."""
+    """Return the cells of `column`, one a row.
+
+    `predict({"text": ["a", "b"]})` reaches us from MLflow as a single cell, a list. Its server takes lists of `inputs`
+    apart by itself, so there such a cell is what somebody put into a record, and no text.
+    """
     cells = column.tolist()
-    if len(cells) == 1 and isinstance(cells[0], list | np.ndarray):
+    if len(cells) == 1 and isinstance(cells[0], list | np.ndarray) and SERVER not in os.environ:
         return list(cells[0])
     return cells
 

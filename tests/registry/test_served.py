@@ -12,15 +12,18 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from fastapi.testclient import TestClient
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import init
 
 from regraft.data.records import Example
 from regraft.data.waveform import decode_wav
 from regraft.files import read_json, write_json
 from regraft.paths import Paths
+from regraft.registry.consumer_model import SERVER, RawInputModel
 from regraft.registry.register import publish
 from regraft.settings import Settings
 from tests.registry.small_projects import LINEAGE, LengthModel, picture, write_reports
@@ -78,6 +81,7 @@ def servers(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
             patch.delenv(name)
+        patch.setenv(SERVER, "true")  # as the server does itself, and leaves it in this process
         yield {
             "text": serve("text", "text", LengthModel(), b"some text"),
             "pair": serve("pair", "text", LengthModel(), b"one ||| other", pair=["first", "second"]),
@@ -143,11 +147,40 @@ def test_a_bad_row_is_refused_with_its_number_and_the_server_goes_on(
     require_good(servers[name], name)
 
 
-def test_pairs_of_which_one_column_holds_more_texts_are_refused(servers: dict[str, TestClient]) -> None:
-    status, said = ask(servers["pair"], {"dataframe_records": [{"first": "one", "second": ["a", "b"]}]})
+@pytest.mark.parametrize(
+    ("name", "record"), [("text", {"text": ["a", "b"]}), ("pair", {"first": ["a"], "second": "b"})]
+)
+def test_a_record_with_a_list_of_texts_is_refused_and_not_taken_for_rows(
+    servers: dict[str, TestClient], name: str, record: dict[str, Any]
+) -> None:
+    status, said = ask(servers[name], {"dataframe_records": [record]})
     assert status == 400
-    assert "column `first` holds 1 and column `second` 2" in said["message"]
-    require_good(servers["pair"], "pair")
+    assert f"row 0 of column `{next(iter(record))}` must be a string, got list" in said["message"]
+    require_good(servers[name], name)
+
+
+def test_pairs_of_which_one_column_holds_more_texts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SERVER, raising=False)
+    model = RawInputModel()
+    model.kind, model.pair = "text", ["first", "second"]
+    with pytest.raises(MlflowException, match="column `first` holds 1 and column `second` 2"):
+        model.predict(None, pd.DataFrame([{"first": "one", "second": ["a", "b"]}]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": {"text": ["tiny", "a much longer text"]}},
+        {"inputs": {"text": ["tiny"]}},
+        {"instances": [{"text": "tiny"}, {"text": "a much longer text"}]},
+        {"instances": [{"text": "tiny"}]},
+        {"dataframe_split": {"columns": ["text"], "data": [["tiny"], ["a much longer text"]]}},
+    ],
+)
+def test_every_form_of_a_request_gives_a_row_for_each_text(servers: dict[str, TestClient], body: Any) -> None:
+    expected = ["short", "long"][: 1 + ("longer" in json.dumps(body))]
+    status, said = ask(servers["text"], body)
+    assert (status, [row["label"] for row in said["predictions"]]) == (200, expected)
 
 
 @pytest.mark.parametrize("name", GOOD)
