@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ PATCHES = 5  # about so many a side are hidden or kept together
 MASKS = 192  # pictures with patches hidden that a picture is judged by
 MOST_WORDS = 64  # longer texts are taken apart into so many runs of neighbouring words
 BATCH_SIZE = 32
-HIDING, LEAVE_ONE_OUT = "hiding patches", "leaving words out"
+GRADIENT_STEPS = 32
+HIDING, GRAD_CAM, INTEGRATED_GRADIENTS = "hiding patches", "Grad-CAM", "integrated gradients"
+LEAVE_ONE_OUT = "leaving words out"
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,13 @@ class Attribution:
 
 
 class PictureExplainer:
-    """Explains answers to images, or recordings as pictures, by hiding patches of them.
+    """Explains answers to images, or recordings as pictures, by hiding patches of them and by gradients.
+
+    For values, what lowers the answer counts as much as what raises it; for classes and labels it counts as nothing.
 
     Args:
         classifier: Of images or recordings.
     """
-
-    methods = (HIDING,)
 
     def __init__(self, classifier: Classifier) -> None:
         self._model = classifier.model
@@ -74,6 +77,19 @@ class PictureExplainer:
                 return self._model(pictures, training=False)
 
         self._forward = forward
+        pool = next((layer for layer in self._model.layers if layer.name == "pool"), None)
+        seen = pool.input if pool is not None else None
+        # Networks that give a sequence of patches (transformers) have no map to look at.
+        self._with_map = (
+            keras.Model(self._model.input, [seen, self._model.output])
+            if seen is not None and len(seen.shape) == 4
+            else None
+        )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that this network allows, the one to show first."""
+        return (HIDING, GRAD_CAM, INTEGRATED_GRADIENTS) if self._with_map else (HIDING, INTEGRATED_GRADIENTS)
 
     def prepared(self, content: bytes) -> NDArray[np.float32]:
         """Return an encoded image or recording as the model sees it: float32 (windows, side, side, 3) in [0, 255]."""
@@ -90,21 +106,16 @@ class PictureExplainer:
         return self.outputs(self.hidden(content, keep))
 
     def attribute(self, method: str, content: bytes, target: int) -> Attribution:
-        """Return what in the image or recording `content` speaks for output `target`.
-
-        A cell's weight is how much more the pictures that keep it say so, on average, than those that hide it (RISE:
-        Petsiuk et al., 2018, section 3, arXiv:1806.07421, with masks that hide any share). For values, what lowers the
-        answer counts as much as what raises it.
-        """
+        """Return what in the image or recording `content` speaks for output `target`."""
         picture = self.prepared(content)
-        keep = masks(len(picture))
-        says = evidence(self.task, self.outputs_of_parts(content, keep), target)
-        weights = says @ keep / keep.sum(axis=0) - says @ ~keep / (~keep).sum(axis=0)
-        if self.task == REGRESSION:
-            weights = np.abs(weights)
-        cells = np.maximum(weights, 0.0).reshape(-1, GRID, GRID, 1)
-        heat = tf.image.resize(cells, picture.shape[1:3], method="bilinear")[..., 0].numpy()
-        return Attribution(method, weights, heat=heat / (float(heat.max()) or 1.0))
+        if method == HIDING:
+            return self._hiding(content, target, picture.shape)
+        if method == GRAD_CAM and self._with_map is not None:
+            heat = self._grad_cam(self._with_map, picture, target)
+        else:
+            heat = self._integrated_gradients(picture, target)
+        cells = tf.image.resize(heat[..., None], (GRID, GRID), method="area")[..., 0].numpy()
+        return Attribution(method, cells.astype(np.float64).ravel(), heat=_to_one(heat))
 
     def hidden(self, content: bytes, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return versions of a picture in which cells that are not kept are blurred beyond recognition.
@@ -123,8 +134,51 @@ class PictureExplainer:
         masks = masks.reshape(len(keep), windows, height, width, 1)
         return masks * picture + (1.0 - masks) * _blurred(picture)
 
-    def _shaped(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _shaped(self, pictures: NDArray[np.float32] | tf.Tensor) -> NDArray[np.float32] | tf.Tensor:
         return pictures if len(self._model.input_shape) == 5 else pictures[:, 0]
+
+    def _matters(self, mass: NDArray[np.floating]) -> NDArray[np.floating]:
+        return np.abs(mass) if self.task == REGRESSION else np.maximum(mass, 0.0)
+
+    def _hiding(self, content: bytes, target: int, shape: tuple[int, ...]) -> Attribution:
+        """Weigh a cell by how much more the pictures that keep it say the answer, on average, than those that hide it.
+
+        RISE (Petsiuk et al., 2018, section 3, arXiv:1806.07421), with masks that hide any share.
+        """
+        keep = masks(shape[0])
+        says = evidence(self.task, self.outputs_of_parts(content, keep), target)
+        weights = says @ keep / keep.sum(axis=0) - says @ ~keep / (~keep).sum(axis=0)
+        if self.task == REGRESSION:
+            weights = np.abs(weights)
+        cells = np.maximum(weights, 0.0).reshape(-1, GRID, GRID, 1)
+        heat = tf.image.resize(cells, shape[1:3], method="bilinear")[..., 0].numpy()
+        return Attribution(HIDING, weights, heat=_to_one(heat))
+
+    def _grad_cam(self, with_map: keras.Model, picture: NDArray[np.float32], target: int) -> NDArray[np.floating]:
+        """Weigh the channels of the last feature map by mean gradients (Selvaraju et al., 2017, arXiv:1610.02391)."""
+        with tf.GradientTape() as tape:
+            seen, outputs = with_map(self._shaped(picture[None]), training=False)
+            answer = outputs[:, target]
+        gradient = tape.gradient(answer, seen)
+        importance = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
+        coarse = self._matters(tf.reduce_sum(importance * seen, axis=-1, keepdims=True).numpy())
+        heat: NDArray[np.floating] = tf.image.resize(coarse, picture.shape[1:3], method="bilinear")[..., 0].numpy()
+        return heat
+
+    def _integrated_gradients(self, picture: NDArray[np.float32], target: int) -> NDArray[np.floating]:
+        """Sum gradients on the way from a blurred picture to it (Sundararajan et al., 2017, arXiv:1703.01365)."""
+        start = _blurred(picture)
+        # Midpoints of equal steps.
+        shares = (np.arange(GRADIENT_STEPS, dtype=np.float32) + 0.5) / GRADIENT_STEPS
+        total = np.zeros_like(picture)
+        for first in range(0, GRADIENT_STEPS, BATCH_SIZE // 2):
+            some = shares[first : first + BATCH_SIZE // 2, None, None, None, None]
+            between = tf.constant(start + some * (picture - start))
+            with tf.GradientTape() as tape:
+                tape.watch(between)
+                answer = self._model(self._shaped(between), training=False)[:, target]
+            total += tape.gradient(answer, between).numpy().sum(axis=0)
+        return self._matters(((picture - start) * total / GRADIENT_STEPS).sum(axis=-1))
 
 
 class TextExplainer:
@@ -220,6 +274,12 @@ def evidence(task: str, outputs: NDArray[np.float32], target: int) -> NDArray[np
     if task == REGRESSION:
         return wide[:, target]
     return special.expit(wide[:, target]) if task == MULTILABEL else special.softmax(wide, axis=1)[:, target]
+
+
+def _to_one(heat: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return `heat`, which is not negative, with 1 for its largest value."""
+    largest = float(heat.max())
+    return (heat / largest if largest > 0.0 else heat).astype(np.float32)
 
 
 def _blurred(picture: NDArray[np.float32]) -> NDArray[np.float32]:

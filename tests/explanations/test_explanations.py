@@ -11,8 +11,10 @@ from PIL import Image
 
 from regraft.explanations import faithfulness
 from regraft.explanations.attribution import (
+    GRAD_CAM,
     GRID,
     HIDING,
+    INTEGRATED_GRADIENTS,
     MASKS,
     MOST_WORDS,
     PictureExplainer,
@@ -60,8 +62,11 @@ def picture_model(task="classification", windows=1, sign=1.0):
 
 
 @pytest.mark.parametrize("windows", [1, 2])
-def test_what_a_network_of_pictures_goes_by_is_where_it_looks(windows):
-    attribution = PictureExplainer(picture_model(windows=windows)).attribute(HIDING, b"", 0)
+@pytest.mark.parametrize("method", [HIDING, GRAD_CAM, INTEGRATED_GRADIENTS])
+def test_what_a_network_of_pictures_goes_by_is_where_it_looks(method, windows):
+    explainer = PictureExplainer(picture_model(windows=windows))
+    assert explainer.methods == (HIDING, GRAD_CAM, INTEGRATED_GRADIENTS)
+    attribution = explainer.attribute(method, b"", 0)
     assert attribution.heat is not None
     assert attribution.heat.shape == (windows, SIDE, SIDE)
     assert attribution.heat.max() == pytest.approx(1.0)
@@ -69,10 +74,24 @@ def test_what_a_network_of_pictures_goes_by_is_where_it_looks(windows):
 
 
 def test_what_speaks_against_an_answer_comes_last_for_classes_and_first_for_values():
-    against = PictureExplainer(picture_model()).attribute(HIDING, b"", 1)
-    assert set(np.argsort(against.weights)[:4]) == RED
-    value = PictureExplainer(picture_model("regression", sign=-1.0)).attribute(HIDING, b"", 0)
-    assert set(np.argsort(-value.weights)[:4]) == RED
+    against = PictureExplainer(picture_model())
+    assert against.attribute(GRAD_CAM, b"", 1).weights.max() == 0.0
+    assert set(np.argsort(against.attribute(HIDING, b"", 1).weights)[:4]) == RED
+    value = PictureExplainer(picture_model("regression", sign=-1.0))
+    for method in (HIDING, INTEGRATED_GRADIENTS):
+        assert set(np.argsort(-value.attribute(method, b"", 0).weights)[:4]) == RED
+
+
+def test_a_network_without_a_map_has_gradients_still():
+    pixels = keras.Input((SIDE, SIDE, 3))
+    model = graft(
+        keras.Model(pixels, keras.layers.Flatten()(pixels)),
+        np.ones((SIDE * SIDE * 3, 2), np.float32),
+        np.zeros(2, np.float32),
+    )
+    classifier = picture_model()
+    classifier.model = model
+    assert PictureExplainer(classifier).methods == (HIDING, INTEGRATED_GRADIENTS)
 
 
 def test_masks_keep_every_share_of_a_picture_and_hide_the_same():
@@ -131,8 +150,10 @@ def test_explanations_that_are_right_beat_chance():
     assert row["deletion"] < row["random_deletion"]
     assert row["insertion"] > row["random_insertion"]
     assert row["low"] < 1.0 == row["high"]
-    [row] = faithfulness.measure(PictureExplainer(picture_model()), [b""] * 3, seed=1).values()
-    assert row["better_both"] == 1.0
+    pictures = faithfulness.measure(PictureExplainer(picture_model()), [b""] * 3, seed=1)
+    assert {method: row["better_both"] for method, row in pictures.items()} == dict.fromkeys(
+        (HIDING, GRAD_CAM, INTEGRATED_GRADIENTS), 1.0
+    )
 
 
 def test_explanations_that_are_wrong_do_not_beat_chance(monkeypatch):
