@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from prefect.logging import disable_run_logger
 
 from flows import handover, pipeline, pools, repository, workspace
 from flows.deploy import deploy
 from flows.handover import NotInRemote
-from flows.retrain import require_same_settings
+from flows.retrain import require_same_settings, retrain
 from flows.workspace import Errand
 from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError, SettingsError
@@ -333,3 +334,8 @@ def test_a_project_for_several_machines_is_not_deployed_with_a_remote_that_takes
     use_remote(project, str(tmp_path / "file" / "remote"))
     with pytest.raises(ResourceError, match=r"the DVC remote .*file/remote cannot be used now"):
         deploy(project, load_settings(project.params), "http://127.0.0.1:1/api", None, "UTC")
+
+
+def test_a_run_for_a_folder_that_is_no_project_says_so_in_one_sentence(tmp_path):
+    with disable_run_logger(), pytest.raises(SettingsError, match=r"nowhere/params\.yaml does not exist\. Run this in"):
+        retrain.fn(root=str(tmp_path / "nowhere"))
