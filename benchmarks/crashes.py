@@ -3,7 +3,7 @@
 python -m benchmarks.crashes [--points trainer,flow,...] [--times 5]
 
 Starts services with `regraft up` in a state folder of its own, and a small project with `placement.mode: pools` whose
-data come over HTTP. Each time at each point a new setting makes the model stale; `regraft run` is begun, a process is
+data come over HTTP. Each time at each point a new seed makes another model; `regraft run` is begun, a process is
 killed (SIGKILL) at the point, what died of the services is started again (`regraft up`), and `regraft run` is called
 until it succeeds. Then the stages are run again without interruption (`--force`), and the hashes of what a consumer
 gets are compared. Printed: attempts that were needed, whether the results are equal, trainers that ran at the same time
@@ -194,7 +194,7 @@ def _try(
 ) -> tuple[int, bool, int, float]:
     """Return (calls of `regraft run` until one succeeded, whether the result is equal, orphans, seconds)."""
     started = time.monotonic()
-    project.change("finetune.label_smoothing", number / 1000)  # what nobody has made yet
+    project.change("seed", 1000 + number)  # a model that nobody has made yet
     command = [sys.executable, "-P", "-m", "regraft.cli", "run", "--root", str(project.root)]
     now = UnderWay(
         made, project, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
