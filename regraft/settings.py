@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,6 +35,7 @@ Metric = Literal[
     "r2", "pearson", "spearman", "rmse", "mae", "mse",
 ]  # fmt: skip
 AUTO = "auto"
+PROJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # What changes nothing by strategy: `probe` trains no network, `gradual` and `lora` have rates of their own by layer,
 # `contrastive` learns from whole batches of pairs, whose labels are not classes.
 IDLE_OPTIONS = {
@@ -251,10 +253,16 @@ class TrackingSettings(Section):
     uri: str | None = None
 
 
+def _project_name(name: str) -> str:
+    if not PROJECT_NAME.fullmatch(name):
+        raise ValueError("must be up to 64 letters, digits, `_`, `-` and `.`, beginning with a letter or digit: pets-2")
+    return name
+
+
 class Settings(Section):
     """The whole of params.yaml."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: Annotated[str, AfterValidator(_project_name)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 7
     download: DownloadSettings = DownloadSettings()
     preprocess: PreprocessSettings = PreprocessSettings()

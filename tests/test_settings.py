@@ -57,6 +57,7 @@ def test_all_problems_are_reported_together(tmp_path):
         ("name: a\nfintune: {}", "did you mean `finetune`?"),
         ("name: a\nfinetune: {colour: 1}", "known here: strategy, epochs,"),
         ("seed: 1", "name: is required and missing"),
+        ("name: my pets", "must be up to 64 letters, digits, `_`, `-` and `.`, beginning with a letter or digit"),
         (
             "name: a\nembed: {image_size_px: 10}",
             "embed.image_size_px: Input should be 'auto', or input should be greater",

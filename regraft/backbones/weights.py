@@ -28,6 +28,8 @@ def place_of(name: str) -> Path:
     Raises:
         BackboneError: If the name cannot be one.
     """
+    if name == "auto":
+        raise BackboneError("`auto` is no backbone but the choice among them; `regraft backbones` lists them.")
     if not NAME.fullmatch(name):
         raise BackboneError(
             f"{name!r} cannot be the name of a backbone: use up to 64 letters, digits, `_`, `-` and `.`, "

@@ -121,7 +121,9 @@ def test_what_is_not_what_its_name_says_is_refused(cache, tmp_path):
         add("all_minilm_l6_v2", texts)
     with pytest.raises(BackboneError, match="no backbone 'mine'"):
         add("mine", None)
-    for name in ("auto", "../mine", "preset:mine", ""):
+    with pytest.raises(BackboneError, match="`auto` is no backbone"):
+        add("auto", pictures)
+    for name in ("../mine", "preset:mine", ""):
         with pytest.raises(BackboneError, match="cannot be the name of a backbone"):
             add(name, pictures)
     assert not cache.exists()
