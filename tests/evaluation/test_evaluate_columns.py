@@ -107,6 +107,7 @@ def make_project(root: Path, kind: str, task: str) -> Paths:
 def evaluated(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "SPEED_BUDGET_S", 0.1)
+        patch.setattr(evaluate, "EXPLAINED_EXAMPLES", 2)
         paths = make_project(tmp_path_factory.mktemp(request.param[1]), *request.param)
         evaluate.run(SETTINGS, "fruit", 7, paths)
         yield paths

@@ -96,9 +96,10 @@ def make_project(root: Path, kind: str) -> Paths:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _little_time_for_measuring_speed():
+def _little_time_for_speed_and_explanations():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "SPEED_BUDGET_S", 0.1)
+        patch.setattr(evaluate, "EXPLAINED_EXAMPLES", 2)
         yield
 
 
