@@ -12,18 +12,51 @@ import textwrap
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from tests.backbones.tiny import make_image_preset, make_text_preset
 from tests.project import Project, draw_images, make_project
 from tests.sounds import record_tones
+from tests.test_services import free_port
 
 STAGES = ["download", "preprocess", "choose", "backbone", "embed", "finetune", "evaluate"]
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect_server():
+    """One Prefect server for all runs but those of tests that ask for `without_a_server`: each would start its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        deadline = time.monotonic() + 120
+        while not is_healthy(port):
+            assert server.poll() is None, "the Prefect server ended"
+            assert time.monotonic() < deadline, "the Prefect server does not answer"
+            time.sleep(0.2)
+        yield
+    server.terminate()
+    server.wait(30)
+
+
+def is_healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/api/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def without_a_server(monkeypatch):
+    """Runs start a Prefect server of their own, as those of a person do who has none."""
+    monkeypatch.delenv("PREFECT_API_URL")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +95,7 @@ def test_one_run_makes_a_champion_with_an_honest_number(finished):
     assert [(model["version"], model["aliases"]) for model in models] == [(1, ["champion"])]
 
 
+@pytest.mark.usefixtures("without_a_server")
 def test_a_second_run_has_nothing_to_do(finished):
     project, _ = finished
     lock = sha256(project.paths.lock)
@@ -241,6 +275,7 @@ def wait_for_epoch(project: Project, epoch: int) -> int:
     raise AssertionError("the trainer never got that far")
 
 
+@pytest.mark.usefixtures("without_a_server")
 def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_process(copy):
     copy.change("finetune.epochs", 60)  # it must not end before it is stopped
     copy.change("finetune.learning_rate", 0.001)
@@ -269,6 +304,7 @@ def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_proc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_a_server")
 def test_when_the_server_that_prefect_started_is_gone_the_run_says_so_once_and_the_next_one_goes_on(copy):
     copy.change("finetune.epochs", 6)
     copy.change("finetune.learning_rate", 0.001)
