@@ -78,15 +78,12 @@ def _neighbours(path: Path, source: bytes) -> tuple[Path, ...]:
 
 
 def _imported(names: list[str]) -> Iterator[Path]:
+    known = _modules()
     for name in names:
         parts = name.split(".")
-        if parts[0] not in FIRST_PARTY:
-            continue
         for depth in range(1, len(parts) + 1):
-            base = REPOSITORY.joinpath(*parts[:depth])
-            for candidate in (base / "__init__.py", base.with_suffix(".py")):
-                if candidate.is_file():
-                    yield candidate
+            if module := known.get(".".join(parts[:depth])):
+                yield module
 
 
 def _named(folder: Path, names: list[str]) -> Iterator[Path]:
@@ -94,6 +91,15 @@ def _named(folder: Path, names: list[str]) -> Iterator[Path]:
         candidate = folder / name
         if candidate.suffix != ".py" and candidate.is_file():
             yield candidate
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    """Return the file of each first-party module and package, by its dotted name."""
+    files = (path for name in FIRST_PARTY for path in (REPOSITORY / name).rglob("*.py"))
+    return {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path for path in files
+    }
 
 
 @cache
