@@ -1,5 +1,6 @@
 """What fine-tuning learns from and is judged by, in batches, and the folds that judge besides."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from regraft.tuning.augment import Augment
 from regraft.tuning.batches import Batches, Source, text_lengths
 from regraft.tuning.devices import Devices
 from regraft.tuning.objective import SOFT_CLASSES
-from regraft.tuning.probe import Probe, assign_folds
+from regraft.tuning.probe import Probe, assign_folds, start_penalty
 from regraft.tuning.recipes import CHOOSING_FOLD, JUDGING_FOLDS, Data, Recipe, Way, folds_to_judge
 from regraft.tuning.soft_labels import mix, smooth
 from regraft.tuning.solvers import Labels
@@ -56,6 +57,14 @@ class Course:
         self.folds = [
             fold for fold in range(CHOOSING_FOLD + 1, CHOOSING_FOLD + 1 + asked) if (self._fold_of == fold).any()
         ]
+
+    @cached_property
+    def start_penalty(self) -> float:
+        """Return the L2 penalty of the solved head from which fine-tuning starts."""
+        data = self.data
+        return start_penalty(
+            self.probe, data.train_features, data.train.labels, classes=data.classes, objective=data.objective
+        )
 
     def parted(self, fold: int) -> tuple[Labels, Labels]:
         """Return the training rows outside of a fold, and those in it."""

@@ -25,6 +25,10 @@ RISES_TO_STOP = 2
 # training data help to choose.
 ENOUGH_VALIDATION_EXAMPLES = 500
 
+# Of the probe's penalty, see `start_penalty`. Refined log loss after five epochs at 3e-4, from the probe's own penalty
+# and from ten times that: trash 0.471 and 0.440 (600 photos), groceries at 128 px 0.327 and 0.255 (101 photos).
+START_FACTORS = (10.0, 100.0, 1_000.0, 10_000.0)
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -187,6 +191,35 @@ def refit_probe(
     scale = _Scale.of(features)
     start = np.zeros((features.shape[1] + 1, classes))
     return scale.fold_into(objective.solver(scale.apply(features), labels)(penalty, start))
+
+
+def start_penalty(
+    probe: Probe, features: Features, labels: Labels, *, classes: int, objective: Objective = CLASSES
+) -> float:
+    """Return the L2 penalty of the head that fine-tuning starts from: one with which it still has something to learn.
+
+    A probe fits small training sets perfectly. Then most examples have nothing more to say, and the few it is unsure of
+    make all the gradients, which AdamW blows up to full steps in any direction; a head that still errs on many gives
+    gradients worth following. So the penalty is the probe's times the greatest of `START_FACTORS` with which the head
+    errs no more on the examples it learnt than the probe on those it did not; the least of them if none is.
+
+    Args:
+        probe: Solved on `features`.
+        features: float32, shape (N, D).
+        labels: See `fit_probe`.
+        classes: K, the number of outputs.
+        objective: What is solved.
+    """
+    held_out_loss = min(loss for _, loss in probe.path)
+    chosen = START_FACTORS[0]
+    for factor in START_FACTORS[1:]:
+        kernel, bias = refit_probe(
+            features, labels, classes=classes, penalty=factor * probe.penalty, objective=objective
+        )
+        if float(objective.losses(features @ kernel + bias, labels).mean()) > held_out_loss:
+            break
+        chosen = factor
+    return chosen * probe.penalty
 
 
 def _rises(path: list[tuple[float, float]]) -> int:

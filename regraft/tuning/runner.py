@@ -20,13 +20,6 @@ from regraft.tuning.recipes import Way
 from regraft.tuning.scores import Score
 from regraft.tuning.solvers import Features, Labels
 
-# Fine-tuning starts from a head solved with so many times the probe's penalty. The probe fits small training sets
-# perfectly, and then the few examples it is unsure of make all the gradients, which AdamW blows up to full steps in
-# any direction; a head that still errs on many gives gradients worth following. Refined log loss after five epochs at
-# 3e-4, from the probe's own penalty and from ten times that: trash 0.471 and 0.440 (600 photos), groceries at 128 px
-# 0.327 and 0.255 (101 photos).
-START_PENALTY_FACTOR = 10.0
-
 
 class Runner:
     """A model set up for one way, which can begin again and again."""
@@ -77,7 +70,7 @@ class Runner:
         if self.way.head == "zero":
             set_head(self.model, *(np.zeros_like(part) for part in get_head(self.model)))
         elif not self.way.contrastive:
-            self._solve_head(self._course.data.train_features[rows], START_PENALTY_FACTOR * self._course.probe.penalty)
+            self._solve_head(self._course.data.train_features[rows], self._course.start_penalty)
 
     def batches(self, everything: Batches) -> Batches:
         """Return the batches this way learns from."""

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from regraft.tuning.probe import FOLDS, assign_folds, fit_probe, refit_probe
+from regraft.tuning.objective import CLASSES
+from regraft.tuning.probe import FOLDS, START_FACTORS, assign_folds, fit_probe, refit_probe, start_penalty
 from regraft.tuning.solvers import minimise, solve
 
 
@@ -130,3 +131,25 @@ def test_where_no_fold_can_be_held_out_validation_alone_chooses_the_penalty():
     held_out, held_out_labels = clouds(30, seed=1)
     probe = fit_probe(train, labels, held_out, held_out_labels, classes=3, groups=np.zeros(len(labels)))
     assert probe.folds == 0
+
+
+def test_the_more_a_probe_knows_by_heart_the_softer_the_head_that_fine_tuning_starts_from():
+    factors = []
+    for rows in (2000, 24):
+        train, labels = clouds(rows, size=400, spread=3.0)
+        held_out, held_out_labels = clouds(600, size=400, spread=3.0, seed=1)
+        probe = fit_probe(train, labels, held_out, held_out_labels, classes=3)
+        factors.append(start_penalty(probe, train, labels, classes=3) / probe.penalty)
+    assert factors == pytest.approx([START_FACTORS[0], START_FACTORS[-1]])
+
+
+def test_fine_tuning_starts_no_more_unsure_of_its_examples_than_the_probe_is_of_others():
+    train, labels = clouds(30, size=100)
+    held_out, held_out_labels = clouds(600, size=100, seed=1)
+    probe = fit_probe(train, labels, held_out, held_out_labels, classes=3)
+    penalty = start_penalty(probe, train, labels, classes=3)
+    losses = []
+    for each in (penalty, 10 * penalty):
+        kernel, bias = refit_probe(train, labels, classes=3, penalty=each)
+        losses.append(CLASSES.losses(train @ kernel + bias, labels).mean())
+    assert losses[0] <= min(loss for _, loss in probe.path) < losses[1]
