@@ -239,6 +239,18 @@ def test_pairs_conflicts_and_crossings_are_counted_as_worked_out_by_hand():
     assert {each.name for each in found.to_drop} == {"b", "c", "d"}
 
 
+def test_no_copy_stands_in_two_splits_once_those_to_drop_are_gone():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        contents = int(random.integers(2, 12))
+        splits = random.choice(["train", "validation", "test"], size=20)
+        members = [member(f"{n}", split, "x", int(random.integers(contents))) for n, split in enumerate(splits)]
+        near = [(int(one), int(other)) for one, other in random.integers(0, contents, (8, 2)) if one < other]
+        found = audit(members, near)
+        left = [one for one in members if one not in found.to_drop]
+        assert not audit(left, near).across
+
+
 def test_lists_in_the_report_are_cut_and_counts_are_not():
     members = [member(f"{number:03d}", "train", "x", 0) for number in range(30)]
     report = audit(members, []).report("report", [], limit=10)
