@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft.data import audio, images, pairs
+from regraft.data import audio, images, pairs, sources
 from regraft.errors import DataError, RegistryError
 from regraft.paths import Paths
 from regraft.registry import tracking
@@ -32,8 +32,8 @@ def predict(paths: Paths, settings: Settings, reference: str, inputs: Sequence[s
         reference: `NAME` (the champion), `NAME@ALIAS` or `NAME/VERSION`.
         inputs: For a model of images, paths of image files of any format that Pillow reads. For a model of recordings,
             paths of audio files of any format that libsndfile reads. For a model of texts, the
-            texts; one that is the path of a `.txt` file stands for the content of that file. For a model of pairs of
-            texts `FIRST ||| SECOND`.
+            texts; one that is the path of a file stands for the content of that file, in UTF-8 and no table. For a
+            model of pairs of texts `FIRST ||| SECOND`.
 
     Returns:
         For each input, in order: input (as given) and the model's answer, ready for JSON: label, probability of that
@@ -178,16 +178,27 @@ def _read_pair(given: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _read_text(given: str) -> str:
-    if not given.lower().endswith(".txt") or "\n" in given or "\0" in given:
+    path = Path(given)
+    if not _is_file(path) and (not given.lower().endswith(".txt") or "\n" in given or "\0" in given):
         return given
+    if path.suffix.lower() in sources.TABLE_SUFFIXES:
+        raise DataError(f"{given} is a table, and this model answers texts; answer all of it with `regraft score`.")
     try:
-        return Path(given).read_text("utf-8")
+        return path.read_text("utf-8")
     except OSError as error:
-        if any(map(str.isspace, given)):
+        if not _is_file(path) and any(map(str.isspace, given)):
             return given  # a sentence that ends so
-        raise DataError(f"{given} cannot be read: {error.strerror}. This model answers texts and .txt files.") from None
+        raise DataError(f"{given} cannot be read: {error.strerror}. This model answers texts and text files.") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{given} is not UTF-8 text: {error}.") from None
+        raise DataError(f"{given} is not UTF-8 text: {error}. This model answers texts and text files.") from None
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file `path`; a text that is too long for a path is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 _READERS: dict[str, Callable[[str], bytes | str]] = {"image": _read_image, "audio": _read_audio, "text": _read_text}

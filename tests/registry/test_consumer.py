@@ -277,10 +277,20 @@ def test_predict_takes_every_image_that_training_takes(published: Project, tmp_p
     assert [answer["label"] for answer in answers] == ["red", "red"]
 
 
-def test_the_name_of_a_missing_text_file_is_not_taken_for_a_text(tmp_path: Path) -> None:
+def test_the_name_of_a_file_is_not_taken_for_a_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nofile.txt cannot be read: No such file"):
         _read_text(str(tmp_path / "nofile.txt"))
     assert _read_text("please read notes.txt") == "please read notes.txt"
     assert _read_text("long " * 80 + "notes.txt").endswith("notes.txt")
     (tmp_path / "a.txt").write_text("from a file")
     assert _read_text(str(tmp_path / "a.txt")) == "from a file"
+    (tmp_path / "notes.md").write_text("from notes")
+    assert _read_text(str(tmp_path / "notes.md")) == "from notes"
+    (tmp_path / "scan.pdf").write_bytes(b"%PDF\xff")
+    with pytest.raises(DataError, match=r"scan.pdf is not UTF-8 text"):
+        _read_text(str(tmp_path / "scan.pdf"))
+    (tmp_path / "many.csv").write_text("text\na\n")
+    with pytest.raises(DataError, match=r"many.csv is a table.*regraft score"):
+        _read_text(str(tmp_path / "many.csv"))
+    assert _read_text("no.csv here") == "no.csv here"
+    assert _read_text("long " * 80) == "long " * 80
