@@ -151,7 +151,10 @@ def down() -> dict[str, int]:
     if not folder.exists():
         return {}
     with exclusive(folder / "services.lock", folder):
-        known = services.load()
+        try:
+            known = services.load()
+        except RegraftError:
+            known = {}  # processes are found by their marks; nothing else could put a damaged list right
         ended = {name: stop(services.mark_of(name)) for name in reversed(NAMES) if name not in SERVERS}
         if "prefect" in known and known["prefect"].process.is_alive:  # workers may not have come to report their runs
             record_crashes(known["prefect"].address)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.files import read_object, write_json
+from regraft.files import write_json
 from regraft.processes import Process
-from regraft.state import services_file, state_folder
+from regraft.state import listed_services, services_file, state_folder
 
 SERVERS = ("prefect", "mlflow")
 STAGE_POOLS = ("cpu", "gpu")
@@ -53,11 +53,9 @@ def load() -> dict[str, Service]:
     Raises:
         RegraftError: If the list is damaged.
     """
-    file = services_file()
-    listed = read_object(file) if file.exists() else {}
     return {
-        name: Service(name, facts["address"], facts["host"], Process(facts["pid"], facts["created"], facts["mark"]))
-        for name, facts in listed.items()
+        name: Service(name, listed.address, listed.host, Process(listed.pid, listed.created, listed.mark))
+        for name, listed in listed_services().items()
     }
 
 

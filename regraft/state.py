@@ -8,7 +8,10 @@ import os
 import secrets
 from pathlib import Path
 
-from regraft.files import read_object, write_text
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+
+from regraft.errors import RegraftError
+from regraft.files import write_text
 
 
 def state_folder() -> Path:
@@ -37,12 +40,43 @@ def services_file() -> Path:
     return state_folder() / "services.json"
 
 
+class ListedService(BaseModel):
+    """A service in the list of `regraft up`; see `regraft.services.Service`."""
+
+    model_config = ConfigDict(strict=True)
+
+    address: str = Field(pattern=r"^http://\S+:\d{1,5}(/|$)")
+    host: str
+    pid: PositiveInt
+    created: float
+    mark: str
+
+
+def listed_services() -> dict[str, ListedService]:
+    """Return the services that `regraft up` wrote down, by name.
+
+    Raises:
+        RegraftError: If the list is damaged.
+    """
+    file = services_file()
+    if not file.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, ListedService]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
+        raise RegraftError(
+            f"{file} is damaged ({where}{fault['msg']}). It lists what `regraft up` started; `regraft down` ends all "
+            "that without the list, and `regraft up` starts anew."
+        ) from error
+
+
 def server(name: str) -> str | None:
     """Return the address that clients of the server `name` (prefect, mlflow) use; None if it is not meant to be up.
 
     Raises:
         RegraftError: If the list of services is damaged.
     """
-    file = services_file()
-    listed = read_object(file).get(name) if file.exists() else None
-    return str(listed["address"]) if listed else None
+    listed = listed_services().get(name)
+    return listed.address if listed else None

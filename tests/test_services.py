@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from flows.services import _addresses, _in_place
+from flows.services import _addresses, _in_place, down, status, up
 from regraft import services
 from regraft.errors import RegraftError, SettingsError
 from regraft.paths import REPOSITORY, Paths
@@ -58,11 +58,30 @@ def test_services_are_read_as_they_were_written(state):
     assert server("mlflow") is None
 
 
-def test_a_damaged_list_of_services_is_named(state):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{", b"\xff", b"", b"[]", b'{"mlflow": 3}', b'{"mlflow": {}}',
+        b'{"mlflow": {"address": "http://a:1", "host": "a", "pid": "12", "created": 1.0, "mark": "m"}}',
+        b'{"mlflow": {"address": "http://a:1", "host": "a", "pid": -1, "created": 1.0, "mark": "m"}}',
+        b'{"mlflow": {"address": "a", "host": "a", "pid": 12, "created": 1.0, "mark": "m"}}',
+    ],
+)  # fmt: skip
+def test_a_damaged_list_of_services_is_named_until_down_forgets_it(state, tmp_path, content):
     state.mkdir()
-    services_file().write_text("{")
-    with pytest.raises(RegraftError, match=r"services\.json is damaged"):
-        services.load()
+    services_file().write_bytes(content)
+    for reading in (
+        services.load,
+        status,
+        lambda: up(None, None, None),
+        lambda: server("prefect"),
+        lambda: tracking_uri(Paths(tmp_path), Settings(name="x")),
+    ):
+        with pytest.raises(RegraftError, match=r"services\.json is damaged \(.+`regraft down` ends all"):
+            reading()
+    assert down() == {}
+    assert not services_file().exists()
+    assert services.load() == {}
 
 
 def test_the_state_folder_is_the_users_own(monkeypatch, tmp_path):
