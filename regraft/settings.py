@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import regex
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -87,8 +88,8 @@ class PreprocessSettings(Section):
     @classmethod
     def _pattern_has_one_group(cls, pattern: str | None) -> str | None:
         try:
-            groups = re.compile(pattern).groups if pattern is not None else 1
-        except (re.error, OverflowError, RecursionError) as error:
+            groups = regex.compile(pattern).groups if pattern is not None else 1
+        except (regex.error, OverflowError, RecursionError) as error:
             raise ValueError(f"must be a regular expression: {error}") from None
         if groups != 1:
             raise ValueError(f"must have one pair of parentheses, around the group; it has {groups}")

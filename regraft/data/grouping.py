@@ -6,17 +6,19 @@ the target, or, a group only, in the names of files. Nothing is opened here.
 
 import difflib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import regex
 
 from regraft.data.records import SPLITS, Example
 from regraft.data.tables import quoted
 from regraft.errors import DataError
 
 Time = int | float | datetime
+SEARCH_TIMEOUT_S = 1  # of processor time for a file name, in which a usual pattern is found in microseconds
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,20 @@ def group_in_name(pattern: str, names: Mapping[str, str]) -> dict[str, str]:
         names: Names of files, by what to call them in the answer.
 
     Raises:
-        DataError: If there are names and none has one.
+        DataError: If there are names and none has one, or the search in one takes longer than `SEARCH_TIMEOUT_S`.
     """
-    expression = re.compile(pattern)
-    found = {key: match[1] for key, name in names.items() if (match := expression.search(name)) and match[1]}
+    expression = regex.compile(pattern)
+    found = {}
+    for key, name in names.items():
+        try:
+            match = expression.search(name, timeout=SEARCH_TIMEOUT_S)
+        except TimeoutError:
+            raise DataError(
+                f"preprocess.group_pattern is {pattern!r}, and after {SEARCH_TIMEOUT_S} s it is still being searched "
+                f"for in {name!r}. Repetitions inside a repetition can be tried in too many ways: write it with fewer."
+            ) from None
+        if match and match[1]:
+            found[key] = match[1]
     if names and not found:
         example = next(iter(names.values()))
         raise DataError(

@@ -10,6 +10,7 @@ from PIL import Image
 
 import tasks.download
 import tasks.preprocess
+from regraft.data import grouping
 from regraft.data.grouping import SplitColumns, group_in_name, groups_across, outranked, parse_times
 from regraft.data.records import Example, open_split
 from regraft.errors import DataError, SettingsError
@@ -268,3 +269,9 @@ def test_a_pattern_needs_one_pair_of_parentheses_and_no_column_beside_it():
 
 def test_a_pattern_that_repeats_nothing_finds_no_group():
     assert group_in_name("_([a-z]*)_", {"a": "1_anna_2", "b": "1__2", "c": "x"}) == {"a": "anna"}
+
+
+def test_a_pattern_that_can_match_in_too_many_ways_is_named_with_the_file(monkeypatch):
+    monkeypatch.setattr(grouping, "SEARCH_TIMEOUT_S", 0.05)
+    with pytest.raises(DataError, match=r"group_pattern is '\(a\|aa\)\+\$', and after 0.05 s .* in 'cat/a{60}!'"):
+        group_in_name("(a|aa)+$", {"x": "cat/" + "a" * 60 + "!"})
