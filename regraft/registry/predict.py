@@ -85,13 +85,16 @@ class OpenModel:
         """Return the model's answers, a row for each of `inputs`; see `consumer_model.RawInputModel.predict`.
 
         Raises:
-            MlflowException: If one of them cannot be answered; the message names its row.
+            DataError: If one of them cannot be answered; the message names its row.
         """
         import pandas as pd
+        from mlflow.exceptions import MlflowException
 
-        if len(self.columns) == 2:
-            return self.loaded.predict(pd.DataFrame(list(inputs), columns=list(self.columns)))
-        return self.loaded.predict(pd.DataFrame({self.columns[0]: list(inputs)}))
+        rows = list(inputs) if len(self.columns) == 2 else {self.columns[0]: list(inputs)}
+        try:
+            return self.loaded.predict(pd.DataFrame(rows, columns=list(self.columns)))
+        except MlflowException as error:
+            raise DataError(str(error)) from error
 
 
 @contextmanager
@@ -101,29 +104,27 @@ def open_model(paths: Paths, settings: Settings, reference: str) -> Iterator[Ope
     name, number = resolve(paths, settings, reference)
     client = tracking.connect(paths, settings)
     uri = tracking.tracking_uri(paths, settings)
-    with (
-        tracking.plain_errors(uri, f"loading {name} version {number}"),
-        tempfile.TemporaryDirectory(prefix="regraft-") as downloads,
-    ):
-        import mlflow.artifacts
-        import mlflow.pyfunc
+    with tempfile.TemporaryDirectory(prefix="regraft-") as downloads:
+        with tracking.plain_errors(uri, f"loading {name} version {number}"):
+            import mlflow.artifacts
+            import mlflow.pyfunc
 
-        source = client.get_model_version_download_uri(name, str(number))
-        try:
-            folder = mlflow.artifacts.download_artifacts(
-                artifact_uri=source, tracking_uri=uri, dst_path=None if Path(source).is_dir() else downloads
-            )
-        except OSError as error:
-            raise RegistryError(
-                f"the files of {name} version {number} are not at {source} any more ({error}). Restore that folder, or "
-                "delete the version in MLflow and register the model again with `regraft run`."
-            ) from error
-        loaded = mlflow.pyfunc.load_model(folder)
-        columns = loaded.metadata.get_input_schema().input_names()
-        if len(columns) != 2 and (len(columns) != 1 or columns[0] not in _READERS):
-            raise RegistryError(
-                f"{name} version {number} takes {columns}; only models of images, recordings or texts can be asked."
-            )
+            source = client.get_model_version_download_uri(name, str(number))
+            try:
+                folder = mlflow.artifacts.download_artifacts(
+                    artifact_uri=source, tracking_uri=uri, dst_path=None if Path(source).is_dir() else downloads
+                )
+            except OSError as error:
+                raise RegistryError(
+                    f"the files of {name} version {number} are not at {source} any more ({error}). Restore that "
+                    "folder, or delete the version in MLflow and register the model again with `regraft run`."
+                ) from error
+            loaded = mlflow.pyfunc.load_model(folder)
+            columns = loaded.metadata.get_input_schema().input_names()
+            if len(columns) != 2 and (len(columns) != 1 or columns[0] not in _READERS):
+                raise RegistryError(
+                    f"{name} version {number} takes {columns}; only models of images, recordings or texts can be asked."
+                )
         yield OpenModel(name, number, tuple(columns), loaded)
 
 

@@ -294,12 +294,10 @@ def _read(model: OpenModel, given: str, *, is_text: bool) -> Input | DataError:
 
 def _answers(model: OpenModel, givens: Sequence[str], contents: Sequence[Input | DataError]) -> list[dict[str, Any]]:
     """Return an answer or an error for each input; if they cannot be answered together, one by one."""
-    from mlflow.exceptions import MlflowException
-
     readable = [content for content in contents if not isinstance(content, DataError)]
     try:
         answered = iter(model.answer(readable).to_dict("records") if readable else [])
-    except MlflowException as error:
+    except DataError as error:
         if len(givens) > 1:
             return [_answers(model, [given], [content])[0] for given, content in zip(givens, contents, strict=True)]
         return [_second_try(model, givens[0], error)]
@@ -311,12 +309,12 @@ def _answers(model: OpenModel, givens: Sequence[str], contents: Sequence[Input |
 
 def _second_try(model: OpenModel, given: str, error: Exception) -> dict[str, Any]:
     """Return the answer to a file that TensorFlow does not read as it is, converted if that helps."""
-    from mlflow.exceptions import MlflowException
-
     try:
-        [answer] = model.answer([model.read(given)]).to_dict("records")
+        content = model.read(given)
     except DataError as unreadable:
         return {"error": str(unreadable)}
-    except MlflowException:
+    try:
+        [answer] = model.answer([content]).to_dict("records")
+    except DataError:
         return {"error": str(error)}
     return _as_columns(answer)

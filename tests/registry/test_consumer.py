@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import mlflow
@@ -21,7 +22,7 @@ from regraft.errors import DataError, RegistryError
 from regraft.files import write_json
 from regraft.paths import Paths
 from regraft.registry.consumer_model import BATCH_ROWS, MOST_PIXELS, _batches, _pixels
-from regraft.registry.predict import _read_text, predict
+from regraft.registry.predict import _read_text, open_model, predict
 from regraft.registry.register import publish
 from regraft.registry.versions import resolve
 from regraft.settings import Settings
@@ -234,6 +235,17 @@ def test_predict_names_the_file_that_it_cannot_read(published: Project, tmp_path
         predict(published.paths, published.settings, "colours", [str(tmp_path / "notes.png")])
     with pytest.raises(DataError, match=r"absent\.png cannot be read"):
         predict(published.paths, published.settings, "colours", [str(tmp_path / "absent.png")])
+
+
+def test_what_goes_wrong_with_an_open_model_is_not_taken_for_a_failure_to_load_it(published: Project) -> None:
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_model(published.paths, published.settings, "colours"))
+        with pytest.raises(DataError, match=r"^row 1 of column `image` is not an image"):
+            opened.answer([picture("red", 200), b"no image"])
+    refusal = MlflowException("of the caller")
+    with pytest.raises(MlflowException) as caught, open_model(published.paths, published.settings, "colours"):
+        raise refusal
+    assert caught.value is refusal
 
 
 @pytest.mark.parametrize(
