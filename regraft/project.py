@@ -9,11 +9,13 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from regraft.backbones import catalogue
-from regraft.data import sources
+from regraft.data import sources, tables
 from regraft.data.fetch import common_kind
-from regraft.errors import RegraftError
+from regraft.errors import DataError, RegraftError
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import check_settings
+
+_READ_AT_ONCE_BYTES = 10_000_000  # of tables, which takes about a second
 
 
 def create(
@@ -55,6 +57,9 @@ def create(
     found = list(sources.parse_all(given, Path.cwd(), paths.root).values())
     if kind == "auto":
         kind = common_kind({one.text: one for one in found})
+    else:
+        for one in found:
+            _require_kind(one, kind)
 
     yaml = YAML()
     yaml.width = 200
@@ -73,6 +78,8 @@ def create(
         settings["preprocess"]["text_column"] = texts[0] if len(texts) == 1 else _in_one_line(texts)
     settings["backbone"]["name"] = catalogue.names(kind)[0]
     check_settings(settings, "the new project")
+    for one in found:
+        _require_tables(one, texts, targets)
     paths.root.mkdir(parents=True, exist_ok=True)
     for file_name, lines in (
         (".gitignore", _made_by_runs(paths)),
@@ -83,6 +90,33 @@ def create(
     with paths.params.open("w", encoding="utf-8") as file:
         yaml.dump(settings, file)
     return paths
+
+
+def _require_kind(source: sources.Source, kind: str) -> None:
+    """Raise unless a source that lies here holds data of `kind`.
+
+    Raises:
+        DataError: If it holds other data, or none.
+    """
+    if source.url is None and source.scheme != "tfds" and (held := sources.guess_kind(source)) != kind:
+        raise DataError(f"--kind is {kind!r}, and source {source.text!r} holds {held} data; leave --kind out.")
+
+
+def _require_tables(source: sources.Source, texts: Sequence[str], targets: Sequence[str]) -> None:
+    """Raise if the tables of a source that lies here cannot be used; large ones and archives are left to the run.
+
+    Raises:
+        DataError: See `tables.read_table` and `tables.choose_columns`.
+    """
+    files = source.listing.files
+    size_bytes = sum(facts.st_size for facts in files.values())
+    if source.scheme != "csv" or source.is_archive or size_bytes > _READ_AT_ONCE_BYTES:
+        return
+    for name in files:
+        table = tables.read_table(source.file(name))
+        if len(files) == 1 or sources.split_of(Path(name).stem) == "train":
+            rows = [fields for _, fields in table.rows if len(fields) == len(table.header)]
+            tables.choose_all_columns(table.name, table.header, rows, texts, targets)
 
 
 def _with_whole_path(source: sources.Source) -> str:

@@ -18,7 +18,7 @@ from regraft.data.images import Inspection, UnreadableImage, glance, inspect, to
 from regraft.data.labels import LabelledFile, read_labels
 from regraft.data.records import Example
 from regraft.data.sources import is_audio_name, is_image_name, list_files, split_of, tables_by_split
-from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_columns, quoted, read_table
+from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_all_columns, quoted, read_table
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, Target, TargetReader, UnusableTarget, reader_for
 from regraft.data.waveform import decode_wav
 from regraft.errors import DataError
@@ -436,18 +436,11 @@ def collect_texts(
     header = [train.header[place] for place in rest]
     rows = [fields for _, fields in train.rows]
     telling = [[fields[place] for place in rest] for fields in rows if len(fields) == len(train.header)]
-    text, target = choose_columns(
-        train.name, header, telling, given[0] if given else None, named[0] if named else None, taken=given[1:]
-    )
-    texts = (text, *given[1:])
-    for other in named[1:]:
-        choose_columns(train.name, header, telling, text, other)  # it must exist, and be another one
-    for other in given[1:]:
-        choose_columns(train.name, header, telling, other, target)
-    targets = tuple(named) or (target,)
+    texts, targets = choose_all_columns(train.name, header, telling, given, named)
     places = [train.header.index(column) for column in targets]
     cells = [[fields[place] for place in places] for fields in rows if len(fields) == len(train.header)]
     reader = _reader(targets, cells, task, rare_below)
+    text, target = texts[0], targets[0]
     if {text, target}.isdisjoint((*given, *named)) and {text.lower(), target.lower()}.isdisjoint(
         (*TEXT_NAMES, *TARGET_NAMES)
     ):

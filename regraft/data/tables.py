@@ -111,6 +111,34 @@ def choose_columns(
     return text, target
 
 
+def choose_all_columns(
+    name: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    text_columns: Sequence[str],
+    target_columns: Sequence[str],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the text column, or of the two of a pair, and of the target columns; see `choose_columns`.
+
+    Args:
+        name: What to call the table.
+        header: Its columns.
+        rows: Its cells.
+        text_columns: Those named in the settings; none guesses one.
+        target_columns: Likewise.
+
+    Raises:
+        DataError: See `choose_columns`.
+    """
+    first_text, first_target = (named[0] if named else None for named in (text_columns, target_columns))
+    text, target = choose_columns(name, header, rows, first_text, first_target, taken=text_columns[1:])
+    for other in target_columns[1:]:
+        choose_columns(name, header, rows, text, other)  # it must exist, and be another one
+    for other in text_columns[1:]:
+        choose_columns(name, header, rows, other, target)
+    return (text, *text_columns[1:]), (target, *target_columns[1:])
+
+
 def parse_csv(name: str, content: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Parse a table: the header, and the rows with the line on which each starts. Blank lines are passed over.
 
