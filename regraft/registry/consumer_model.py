@@ -167,6 +167,10 @@ class RawInputModel(mlflow.pyfunc.PythonModel):
                 raise MlflowException.invalid_parameter_value(
                     f"row {row} of column `{column}` is no text: it has half of a surrogate pair (\\ud800 to \\udfff)"
                 ) from None
+            if not value.strip():
+                raise MlflowException.invalid_parameter_value(
+                    f"row {row} of column `{column}` has no text; examples without any taught the model nothing"
+                )
             return value
         is_bytes = isinstance(value, bytes | bytearray)
         received = f"{len(value)} bytes" if is_bytes else f"{type(value).__name__} {value!r:.60}"
