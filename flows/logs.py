@@ -13,6 +13,7 @@ from flows.refusals import explained
 from flows.retrain import retrain
 from regraft.errors import RegraftError
 from regraft.paths import Paths
+from regraft.quiet import NOISE
 
 PAGE = 200  # the server gives no more lines at a time
 
@@ -56,7 +57,8 @@ def of_project(paths: Paths, stage: str | None) -> Iterator[str]:
         raise RegraftError(f"{paths.logs} has no log{f' of stage {stage}' if stage else ''}; there is: {known}.")
     for file in chosen:
         for line in file.read_text("utf-8", errors="replace").splitlines():
-            yield f"{file.stem:<10} {line}"
+            if not NOISE.match(line):
+                yield f"{file.stem:<10} {line}"
 
 
 def _last_run(client: SyncPrefectClient, paths: Paths) -> FlowRun:

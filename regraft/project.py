@@ -9,7 +9,7 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from regraft.backbones import catalogue
-from regraft.data import sources, tables
+from regraft.data import labels, sources, tables
 from regraft.data.fetch import common_kind
 from regraft.errors import DataError, RegraftError
 from regraft.paths import REPOSITORY, Paths
@@ -79,7 +79,7 @@ def create(
     settings["backbone"]["name"] = catalogue.names(kind)[0]
     check_settings(settings, "the new project")
     for one in found:
-        _require_tables(one, texts, targets)
+        _require_columns(one, texts, targets)
     paths.root.mkdir(parents=True, exist_ok=True)
     for file_name, lines in (
         (".gitignore", _made_by_runs(paths)),
@@ -102,17 +102,25 @@ def _require_kind(source: sources.Source, kind: str) -> None:
         raise DataError(f"--kind is {kind!r}, and source {source.text!r} holds {held} data; leave --kind out.")
 
 
-def _require_tables(source: sources.Source, texts: Sequence[str], targets: Sequence[str]) -> None:
+def _require_columns(source: sources.Source, texts: Sequence[str], targets: Sequence[str]) -> None:
     """Raise if the tables of a source that lies here cannot be used; large ones and archives are left to the run.
 
     Raises:
-        DataError: See `tables.read_table` and `tables.choose_columns`.
+        DataError: See `tables.read_table`, `tables.choose_columns` and `labels.read_labels`.
     """
     files = source.listing.files
-    size_bytes = sum(facts.st_size for facts in files.values())
-    if source.scheme != "csv" or source.is_archive or size_bytes > _READ_AT_ONCE_BYTES:
+    if source.scheme == "folder":
+        labels.refuse_text(texts)
+    if source.scheme not in ("csv", "folder") or source.url is not None or source.is_archive:
         return
-    for name in files:
+    held = [name for name in files if sources.is_table_name(name)] if source.scheme == "folder" else list(files)
+    if sum(files[name].st_size for name in held) > _READ_AT_ONCE_BYTES:
+        return
+    if source.scheme == "folder":
+        if labels.read_labels(source.path, list(files), targets) is None:
+            labels.refuse_target(targets)
+        return
+    for name in held:
         table = tables.read_table(source.file(name))
         if len(files) == 1 or sources.split_of(Path(name).stem) == "train":
             rows = [fields for _, fields in table.rows if len(fields) == len(table.header)]

@@ -51,3 +51,22 @@ def test_a_folder_without_pictures_makes_no_project(tmp_path, kind, files, messa
     with pytest.raises(DataError, match=f"holds no images and no recordings: {message}"):
         project.create(tmp_path / "new", source=f"folder:{tmp_path / 'pets'}", name="pets", kind=kind)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "message"),
+    [
+        (None, {"targets": ["breed"]}, "target_column is 'breed', and the source has no labels.csv"),
+        ("id,breed\n1,pug\n", {"targets": ["breed"]}, "target_column is 'breed', and the source has no labels.csv"),
+        ("file,breed\na/1.jpg,pug\n", {"targets": ["bred"]}, "labels.csv has no such column.*Did you mean 'breed'"),
+        (None, {"texts": ["caption"]}, "text_column is 'caption', and the source is a folder of files"),
+    ],
+)
+def test_columns_named_for_a_folder_that_has_no_such_ones_make_no_project(tmp_path, table, columns, message):
+    (tmp_path / "pets" / "a").mkdir(parents=True)
+    (tmp_path / "pets" / "a" / "1.jpg").touch()
+    if table:
+        (tmp_path / "pets" / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=message):
+        project.create(tmp_path / "new", source=f"folder:{tmp_path / 'pets'}", name="pets", **columns)
+    assert not (tmp_path / "new").exists()

@@ -15,7 +15,7 @@ import tensorflow as tf
 from regraft.data import audio, pairs, several
 from regraft.data.grouping import NO_COLUMNS, SplitColumns
 from regraft.data.images import Inspection, UnreadableImage, glance, inspect, to_png
-from regraft.data.labels import LabelledFile, read_labels
+from regraft.data.labels import LabelledFile, read_labels, refuse_target, refuse_text
 from regraft.data.records import Example
 from regraft.data.sources import is_audio_name, is_image_name, list_files, split_of, tables_by_split
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_all_columns, quoted, read_table
@@ -142,6 +142,7 @@ def collect(
         return collect_texts(
             raw, text_column, target_column, task=task, rare_below=rare_below, split_columns=split_columns
         )
+    refuse_text(text_column)
     read_files = {"image": collect_images, "audio": collect_audio}[kind]
     return read_files(raw, scratch, target_column, task=task, rare_below=rare_below, split_columns=split_columns)
 
@@ -355,6 +356,7 @@ def _labelled_files(
     columns: tuple[str, ...]
     if labels is None:
         split_columns.refuse()
+        refuse_target(target_column)
         work, rejects, ignored = _in_class_folders(names, is_wanted)
         columns, task = ("value",), CLASSIFICATION if task == "auto" else task
     else:

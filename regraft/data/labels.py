@@ -73,6 +73,35 @@ def find_labels(names: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def refuse_target(target_column: str | Sequence[str] | None) -> None:
+    """Raise if a column of targets is named: no table says what the labels of the files are.
+
+    Raises:
+        DataError: With what to do instead.
+    """
+    if target_column:
+        named = [target_column] if isinstance(target_column, str) else list(target_column)
+        raise DataError(
+            f"preprocess.target_column is {quoted(named)}, and the source has no labels.csv that names its files: its "
+            f"class folders would be the labels. Put one beside the files, with the columns file and {named[0]}, or "
+            "leave preprocess.target_column at null."
+        )
+
+
+def refuse_text(text_column: str | Sequence[str] | None) -> None:
+    """Raise if a column of texts is named for files.
+
+    Raises:
+        DataError: With what to do instead.
+    """
+    if text_column:
+        named = [text_column] if isinstance(text_column, str) else list(text_column)
+        raise DataError(
+            f"preprocess.text_column is {quoted(named)}, and the source is a folder of files; leave it at null, or "
+            "name a table with `csv:FILE` if texts are meant."
+        )
+
+
 def read_labels(
     raw: Path,
     names: Sequence[str],

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from regraft.data import examples
 from regraft.data.examples import collect_images
 from regraft.data.images import UnreadableImage, inspect, to_png
 from regraft.errors import DataError
@@ -196,3 +197,10 @@ def test_an_image_too_large_even_for_pillow_to_open_is_told_its_size_and_not_cal
 def test_a_document_that_would_start_a_program_is_no_image_whatever_its_name():
     with pytest.raises(UnreadableImage, match="is not an image"):
         inspect(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+
+
+@pytest.mark.parametrize(("setting", "column"), [("target_column", "breed"), ("text_column", "caption")])
+def test_a_column_named_for_class_folders_is_refused_rather_than_overlooked(tmp_path, setting, column):
+    put(tmp_path / "raw", "cats/1.png", encode("PNG"))
+    with pytest.raises(DataError, match=f"preprocess.{setting} is '{column}', and the source"):
+        examples.collect("image", tmp_path / "raw", tmp_path, **{setting: column})

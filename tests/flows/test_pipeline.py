@@ -14,10 +14,11 @@ import pytest
 
 from flows import pipeline, repository
 from flows.history import prepared_data
+from flows.logs import of_project
 from regraft import fingerprint
 from regraft.errors import RegraftError, ResourceError
 from regraft.locking import is_running, project_lock
-from regraft.paths import REPOSITORY
+from regraft.paths import REPOSITORY, Paths
 from regraft.project import create
 from regraft.settings import load_settings
 from tests.flows.quick_graph import commands_run, edit_settings, make_quick_project, write_graph
@@ -372,3 +373,12 @@ def test_a_run_killed_while_it_wrote_the_list_of_files_in_use_keeps_no_other_fro
     pipeline.run_stage(project.root, "download", force=True, on_line=said.append)
     assert commands_run(project) == ["download"]
     assert "made anew" in said[0]
+
+
+def test_what_tensorflow_prints_while_it_starts_is_no_part_of_the_log_that_is_shown(tmp_path):
+    paths = Paths(tmp_path)
+    paths.logs.mkdir(parents=True)
+    (paths.logs / "embed.log").write_text(
+        "E0000 00:00:1795825673.757651   22 cuda.cc:52] failed call to cuInit\nembedded 8 examples\n"
+    )
+    assert list(of_project(paths, None)) == ["embed      embedded 8 examples"]
