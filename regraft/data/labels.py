@@ -12,7 +12,7 @@ from pathlib import Path
 
 from regraft.data.grouping import NO_COLUMNS, SplitColumns
 from regraft.data.sources import is_table_name, split_of
-from regraft.data.tables import TARGET_NAMES, Table, choose_columns, quoted, read_table
+from regraft.data.tables import Table, choose_all_columns, quoted, read_table
 from regraft.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -223,14 +223,7 @@ def _target_column(table: Table, file: str, split: str | None, apart: set[str], 
         raise DataError(f"{table.name} has no column beside {file!r} that could hold labels; add one, called `label`.")
     places = [table.header.index(column) for column in rest]
     rows = [[fields[place] for place in places] for _, fields in table.rows]
-    _, target = choose_columns(table.name, rest, rows, file, chosen)
-    if chosen is None and target.lower() not in TARGET_NAMES and len(rest) > 2:
-        log.warning(
-            "took column %r of %s for the label, as it has the fewest different values of %s; if it is another one, "
-            "name that in preprocess.target_column",
-            target, table.name, quoted(column for column in rest if column != file),
-        )  # fmt: skip
-    return target
+    return choose_all_columns(table.name, rest, rows, [file], [chosen] if chosen else [])[1][0]
 
 
 def _splits(table: Table, split: str | None, names: dict[int, str]) -> dict[int, str]:

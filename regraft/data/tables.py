@@ -5,6 +5,7 @@ import csv
 import difflib
 import io
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import DataError
+
+log = logging.getLogger(__name__)
 
 TEXT_NAMES = (
     "text", "sentence", "message", "content", "review", "comment", "utterance", "question", "query", "tweet",
@@ -120,6 +123,8 @@ def choose_all_columns(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the text column, or of the two of a pair, and of the target columns; see `choose_columns`.
 
+    A target that is guessed by its values is announced, if it might be another one.
+
     Args:
         name: What to call the table.
         header: Its columns.
@@ -132,6 +137,13 @@ def choose_all_columns(
     """
     first_text, first_target = (named[0] if named else None for named in (text_columns, target_columns))
     text, target = choose_columns(name, header, rows, first_text, first_target, taken=text_columns[1:])
+    rest = [column for column in header if column not in (text, *text_columns)]
+    if not target_columns and target.lower() not in TARGET_NAMES and len(rest) > 1:
+        log.warning(
+            "took column %r of %s for the label, as it has the fewest different values of %s; if it is another one, or "
+            "there are several, name them in preprocess.target_column",
+            target, name, quoted(rest),
+        )  # fmt: skip
     for other in target_columns[1:]:
         choose_columns(name, header, rows, text, other)  # it must exist, and be another one
     for other in text_columns[1:]:

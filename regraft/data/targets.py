@@ -3,6 +3,7 @@
 Three tasks: one class of several (classification), any number of labels at once (multilabel), real values (regression).
 """
 
+import logging
 import math
 import unicodedata
 from collections import Counter
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from regraft.errors import DataError
+
+log = logging.getLogger(__name__)
 
 CLASSIFICATION, MULTILABEL, REGRESSION = "classification", "multilabel", "regression"
 TASKS = (CLASSIFICATION, MULTILABEL, REGRESSION)
@@ -23,6 +26,8 @@ _FRACTIONS = 20
 # the smaller one if they leave gaps: counts thin out at their ends, while classes are numbered without gaps.
 _WHOLE_NUMBERS = 10
 _MOST, _MANY = 0.5, 0.2
+# How programs write marks of labels in place of 0 and 1.
+_WORDS = {"false": 0.0, "true": 1.0}
 # Targets are stored and learned as float32.
 _LARGEST = 3.4e38
 
@@ -97,13 +102,14 @@ def class_name(text: str) -> str:
 
 
 def split_labels(cell: str) -> list[str]:
-    """Return the labels in a cell of the form `a|b`, each as `class_name` spells it.
+    """Return the labels in a cell of the form `a|b`, each as `class_name` spells it; none of `|` alone.
 
     Raises:
-        UnusableTarget: If there is none, or one has a line break in it.
+        UnusableTarget: If the cell is empty, or a label has a line break in it.
     """
-    labels = [class_name(part) for part in cell.split(SEPARATOR) if part.strip()]
-    return labels or [class_name("")]
+    if not cell.strip():
+        raise UnusableTarget(f"has no label (where none holds, write `{SEPARATOR}`)")
+    return [class_name(part) for part in cell.split(SEPARATOR) if part.strip()]
 
 
 def label_set(names: Sequence[str], values: Sequence[float]) -> str:
@@ -119,10 +125,10 @@ def value_list(values: Sequence[float]) -> str:
 def reader_for(task: str, cells: Mapping[str, Sequence[str]], *, rare_below: int) -> TargetReader:
     """Return the reader of targets in the columns `cells`, after deciding the task if `task` is "auto".
 
-    Several columns: marks of labels if every cell is 0 or 1, else real values. One column: real values if it holds
-    numbers, of which either some have a fraction and more than 20 are distinct, or more than 10 are distinct and occur
-    as counts do and numbered classes do not: most fewer than `rare_below` times, or a fifth of them while there are
-    gaps between them; else classes.
+    Several columns: marks of labels if every cell is 0 or 1 (or false or true), else real values. One column: real
+    values if it holds numbers, of which either some have a fraction and more than 20 are distinct, or more than 10 are
+    distinct and occur as counts do and numbered classes do not: most fewer than `rare_below` times, or a fifth of them
+    while there are gaps between them; else classes.
 
     Args:
         task: "auto", "classification", "multilabel" or "regression".
@@ -143,14 +149,23 @@ def reader_for(task: str, cells: Mapping[str, Sequence[str]], *, rare_below: int
             )
         return TargetReader(CLASSIFICATION, columns)
     if task == MULTILABEL and len(columns) == 1 and not _are_marks(cells[columns[0]]):
+        if not any(SEPARATOR in cell for cell in cells[columns[0]]):
+            log.warning(
+                "no cell of column %r holds more than one label, such as %r: they are separated by `%s`",
+                columns[0], next(iter(cells[columns[0]]), ""), SEPARATOR,
+            )  # fmt: skip
         return TargetReader(MULTILABEL, columns, _separated_names(cells[columns[0]]), is_separated=True)
-    wanted, is_fit = ("0 or 1", _are_marks) if task == MULTILABEL else ("a number", _are_numbers)
+    wanted, is_fit = ("0 or 1 (or false or true)", _are_marks) if task == MULTILABEL else ("a number", _are_numbers)
     unfit = [column for column in columns if not is_fit(cells[column])]
     if unfit:
         odd = _first_unfit(cells[unfit[0]], marks=task == MULTILABEL)
+        advice = (
+            "Write numbers with a decimal point."
+            if task == REGRESSION and _as_number(odd.replace(",", ".")) is not None
+            else "Name other columns in preprocess.target_column, or set preprocess.task to classification."
+        )
         raise DataError(
-            f"the task is {task}, so every target must be {wanted}, and column {unfit[0]!r} holds {odd!r}. Name other "
-            "columns in preprocess.target_column, or set preprocess.task to classification."
+            f"the task is {task}, so every target must be {wanted}, and column {unfit[0]!r} holds {odd!r}. {advice}"
         )
     return TargetReader(task, columns, columns)
 
@@ -184,8 +199,8 @@ def _separated_names(cells: Sequence[str]) -> tuple[str, ...]:
 
 
 def _are_marks(cells: Sequence[str]) -> bool:
-    """Return whether every cell that is not empty is 0 or 1."""
-    return all(_as_number(cell) in (0.0, 1.0) for cell in cells if cell.strip())
+    """Return whether every cell that is not empty is 0 or 1, false or true."""
+    return all(_as_mark(cell) is not None for cell in cells if cell.strip())
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
@@ -197,11 +212,7 @@ def _are_numbers(cells: Sequence[str]) -> bool:
 
 def _first_unfit(cells: Sequence[str], *, marks: bool) -> str:
     return next(
-        (
-            cell
-            for cell in cells
-            if cell.strip() and (_as_number(cell) not in (0.0, 1.0) if marks else _as_number(cell) is None)
-        ),
+        (cell for cell in cells if cell.strip() and (_as_mark if marks else _as_number)(cell) is None),
         "nothing",
     )
 
@@ -211,6 +222,12 @@ def _as_number(cell: str) -> float | None:
         return float(cell)
     except ValueError:
         return None
+
+
+def _as_mark(cell: str) -> float | None:
+    """Return 1 for a label that holds, 0 for one that does not; None for anything else."""
+    value = _WORDS.get(cell.strip().lower(), _as_number(cell))
+    return value if value in (0.0, 1.0) else None
 
 
 def _number(column: str, cell: str) -> float:
@@ -227,7 +244,7 @@ def _number(column: str, cell: str) -> float:
 def _mark(column: str, cell: str) -> float:
     if not cell.strip():
         raise UnusableTarget(f"has no {column}")
-    value = _as_number(cell)
-    if value not in (0.0, 1.0):
+    value = _as_mark(cell)
+    if value is None:
         raise UnusableTarget(f"has {cell.strip()[:40]!r} as {column}, which is neither 0 nor 1")
-    return float(value)
+    return value

@@ -260,6 +260,6 @@ def _are_real_values(labels: Sequence[str]) -> bool:
     if len(labels) < _REAL_VALUES:
         return False
     try:
-        return any(not float(label).is_integer() for label in labels)
+        return any(not float(label.replace(",", ".")).is_integer() for label in labels)
     except ValueError:
         return False

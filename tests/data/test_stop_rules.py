@@ -99,8 +99,10 @@ def test_a_column_of_identifiers_is_not_taken_for_classes():
     assert message.count("\n") == 1
 
 
-def test_real_values_are_not_taken_for_classes():
-    splits = {"train": [e for i in range(40) for e in examples(f"{i / 7:.2f}", 1)], "validation": [], "test": []}
+@pytest.mark.parametrize("point", [".", ","])
+def test_real_values_are_not_taken_for_classes(point):
+    values = [f"{i / 7:.2f}".replace(".", point) for i in range(40)]
+    splits = {"train": [e for value in values for e in examples(value, 1)], "validation": [], "test": []}
     assert "different real numbers" in problems(splits, kind="text", columns={"text": "text", "target": "score"})
 
 

@@ -318,6 +318,15 @@ def test_a_quotation_mark_that_is_never_closed_is_found_whatever_the_delimiter(t
         collect(table(tmp_path, content))
 
 
+def test_a_label_guessed_among_several_columns_is_announced(tmp_path, caplog):
+    raw = table(tmp_path, "text,sport,money\nhello,0,1\nbye,1,0\n")
+    collect(raw)
+    assert "took column 'sport' of table.csv for the label" in caplog.text
+    caplog.clear()
+    collect(raw, target_column="money")
+    assert "took column" not in caplog.text
+
+
 def test_columns_known_by_name_in_another_case_are_not_called_a_guess(tmp_path, caplog):
     assert len(collect(table(tmp_path, "Text,Label\nHello,a\nBye,b\n")).splits["train"]) == 2
     assert "judging by their values" not in caplog.text

@@ -39,6 +39,8 @@ def numbers(count, *, step=1.0, times=1):
         ([[*numbers(97, step=0.1), "n/a", "", "nan"]], "regression"),  # what is no number is set aside
         ([[*numbers(50, step=0.1), *["high"] * 10]], "classification"),
         ([["0", "1"] * 9, ["1", "1"] * 9], "multilabel"),
+        ([["False", "True"] * 9, ["true", "false"] * 9], "multilabel"),
+        ([["False", "True"] * 9], "classification"),
         ([["0", "1"] * 9, ["1", "2"] * 9], "regression"),
         ([["0", "1"] * 9], "classification"),  # yes or no
         ([["nan", "inf"] * 9], "regression"),  # none of them can be used
@@ -58,7 +60,8 @@ def test_the_setting_overrules_the_values():
     [
         ([["happy", "sad"]], "regression", r"every target must be a number, and column 'c0' holds 'happy'"),
         ([["1", "2"], ["a", "b"]], "auto", r"column 'c1' holds 'a'"),
-        ([["0", "1"], ["1", "7"]], "multilabel", r"must be 0 or 1, and column 'c1' holds '7'"),
+        ([["3,5", "2,0"]], "regression", r"column 'c0' holds '3,5'\. Write numbers with a decimal point"),
+        ([["0", "1"], ["1", "7"]], "multilabel", r"must be 0 or 1 .*, and column 'c1' holds '7'"),
         ([["a"], ["b"]], "classification", r"names 2 columns \(c0, c1\)"),
     ],
 )
@@ -89,14 +92,26 @@ def test_several_labels_may_stand_in_one_cell():
     assert reader.names == ("big", "green", "red")
     assert reader.read(["red|big"]).values == (1.0, 0.0, 1.0)
     assert reader.read(["red|big"]).label == reader.read(["big | red"]).label == "big|red"
-    with pytest.raises(UnusableTarget, match="has no label"):
-        reader.read([" | "])
+    with pytest.raises(UnusableTarget, match=r"has no label \(where none holds, write `\|`\)"):
+        reader.read([" "])
+
+
+def test_that_no_label_holds_is_written_as_a_separator_alone():
+    reader = reader_for("multilabel", {"tags": ["red|big", "|"]}, rare_below=3)
+    assert reader.names == ("big", "red")
+    assert (reader.read([" | "]).values, reader.read(["|"]).label) == ((0.0, 0.0), "")
+
+
+def test_labels_that_are_separated_by_something_else_are_announced(caplog):
+    assert reader_for("multilabel", {"tags": ["red, big", "red"]}, rare_below=3).names == ("red", "red, big")
+    assert "no cell of column 'tags' holds more than one label, such as 'red, big'" in caplog.text
 
 
 def test_marks_are_read_by_column_and_anything_else_is_set_aside():
     reader = reader_for("auto", {"red": ["0", "1"], "big": ["1.0", "0"]}, rare_below=3)
     assert (reader.task, reader.names) == ("multilabel", ("red", "big"))
     assert reader.read(["0", "1.0"]).values == (0.0, 1.0)
+    assert reader.read(["true", "False"]).values == (1.0, 0.0)
     with pytest.raises(UnusableTarget, match="'2' as big, which is neither 0 nor 1"):
         reader.read(["0", "2"])
 
