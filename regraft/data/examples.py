@@ -15,9 +15,9 @@ import tensorflow as tf
 from regraft.data import audio, pairs, several
 from regraft.data.grouping import NO_COLUMNS, SplitColumns
 from regraft.data.images import Inspection, UnreadableImage, glance, inspect, to_png
-from regraft.data.labels import LabelledFile, read_labels, refuse_target, refuse_text
+from regraft.data.labels import LabelledFile, find_labels, read_labels, refuse_target, refuse_text
 from regraft.data.records import Example
-from regraft.data.sources import is_audio_name, is_image_name, list_files, split_of, tables_by_split
+from regraft.data.sources import is_audio_name, is_image_name, is_table_name, list_files, split_of, tables_by_split
 from regraft.data.tables import TARGET_NAMES, TEXT_NAMES, Table, choose_all_columns, quoted, read_table
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, Target, TargetReader, UnusableTarget, reader_for
 from regraft.data.waveform import decode_wav
@@ -357,6 +357,12 @@ def _labelled_files(
     if labels is None:
         split_columns.refuse()
         refuse_target(target_column)
+        tables = [name for name in names if is_table_name(name)]
+        if tables and find_labels(names) is None:
+            log.warning(
+                "%s is not read: labels beside files stand in a table called labels.csv at the top of the source",
+                quoted(tables[:3]),
+            )
         work, rejects, ignored = _in_class_folders(names, is_wanted)
         columns, task = ("value",), CLASSIFICATION if task == "auto" else task
     else:
@@ -391,7 +397,7 @@ def _in_class_folders(
         if folders:
             work.append(LabelledFile(name, split, (folders[0],), ""))
         else:
-            rejects.append(Reject(name, "is in no class folder, so it has no label"))
+            rejects.append(Reject(name, "is in no class folder and in no labels.csv, so it has no label"))
     return work, rejects, ignored
 
 

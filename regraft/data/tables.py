@@ -166,8 +166,10 @@ def parse_csv(name: str, content: bytes) -> tuple[list[str], list[tuple[int, lis
     rows: list[tuple[int, list[str]]] = []
     delimiter = _sniff_delimiter(text)
     for line, fields in _records(text, delimiter):
-        if fields:
+        if fields and not (line == 1 and fields[0].lower() == "sep="):  # by which Excel tells itself the delimiter
             rows.append((line, fields))
+    if not rows:
+        raise DataError(f"{name} has no line of column names; it needs one, and a line for each example.")
     _refuse_open_quote(name, text, delimiter, rows[-1][0])
     header = [column.strip() for column in rows[0][1]]
     _refuse_repeated(name, header)

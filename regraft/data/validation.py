@@ -71,9 +71,10 @@ def check(
 ) -> None:
     """Raise if `collection`, divided into `splits`, cannot be trained on and measured.
 
-    Rules: at least one example; no more than `max_rejected_fraction` set aside; two or more classes; every class has
-    `min_examples_per_class` different examples over all splits, and at least one in train and one in test (without the
-    first it cannot be learned, without the second not measured; validation may lack a class). Copies count once.
+    Rules: at least one example; no more than `max_rejected_fraction` set aside (but one may be, unless that is 0); two
+    or more classes; every class has `min_examples_per_class` different examples over all splits, and at least one in
+    train and one in test (without the first it cannot be learned, without the second not measured; validation may lack
+    a class). Copies count once.
     Real values must differ in train and in test. Of several labels each must hold for `min_examples_per_class`
     different examples, and in train neither for all nor for none. `doubts` must stay within their limits, if there are.
 
@@ -127,7 +128,7 @@ def _nothing(collection: Collection) -> list[str]:
 def _rejects(collection: Collection, allowed: float, rejects_file: str) -> list[str]:
     rejects = collection.rejects
     total = len(rejects) + sum(map(len, collection.splits.values()))
-    if len(rejects) <= allowed * total:
+    if len(rejects) <= (max(1.0, allowed * total) if allowed else 0.0):
         return []
     return [
         f"{len(rejects)} of {total} examples ({100 * len(rejects) / total:.1f}%) cannot be used, and "

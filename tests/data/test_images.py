@@ -204,3 +204,10 @@ def test_a_column_named_for_class_folders_is_refused_rather_than_overlooked(tmp_
     put(tmp_path / "raw", "cats/1.png", encode("PNG"))
     with pytest.raises(DataError, match=f"preprocess.{setting} is '{column}', and the source"):
         examples.collect("image", tmp_path / "raw", tmp_path, **{setting: column})
+
+
+def test_a_table_of_another_name_beside_the_images_is_named(tmp_path, caplog):
+    put(tmp_path / "raw", "train/1.png", encode("PNG"))
+    put(tmp_path / "raw", "train/metadata.csv", b"file_name,label\n1.png,cat\n")
+    collect(tmp_path)
+    assert "'train/metadata.csv' is not read: labels beside files stand in a table called labels.csv" in caplog.text

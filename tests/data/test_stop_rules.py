@@ -45,6 +45,15 @@ def test_good_data_passes():
     check(collection, splits, min_examples_per_class=3, max_rejected_fraction=0.0, rejects_file="reports/data.json")
 
 
+def test_one_unreadable_example_of_few_does_not_stop_a_run_unless_none_may_be():
+    splits = three_splits(a=(5, 1, 1), b=(5, 1, 1))
+    cut = Reject("a/9.png", "is broken", "a")
+    rules: Any = {"min_examples_per_class": 3, "rejects_file": "reports/data.json"}
+    check(Collection("image", splits, [cut]), splits, max_rejected_fraction=0.02, **rules)
+    assert "1 of 15 examples" in problems(splits, [cut], allowed=0.0)
+    assert "2 of 16 examples" in problems(splits, [cut, cut])
+
+
 def test_every_problem_is_reported_at_once():
     message = problems(three_splits(a=(5, 1, 1), b=(0, 0, 4), c=(4, 1, 0), d=(1, 0, 1)))
     assert "class 'b' occurs in test and not in train" in message

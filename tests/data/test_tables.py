@@ -29,6 +29,7 @@ def collect(raw, text_column=None, target_column=None):
         b'text,label\r\n"Hello, you",a\r\nBye,b\r\n',
         b'\xef\xbb\xbftext,label\n"Hello, you",a\nBye,b',
         b"text;label\nHello, you;a\nBye;b\n",
+        b"sep=;\r\ntext;label\r\nHello, you;a\r\nBye;b\r\n",
         b"text\tlabel\nHello, you\ta\nBye\tb\n",
         b'label,id,text\n a ,1,"Hello, you"\nb,2,Bye\n',
         b'\n\ntext,label\n\n"Hello, you",a\n\nBye,b\n\n',
