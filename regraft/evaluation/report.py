@@ -403,6 +403,11 @@ def _leakage_warnings(data: Mapping[str, Any]) -> list[str]:
         return []
     warnings = []
     dropped = leakage["dropped"]["examples"]
+    if total := leakage.get("groups", {}).get("groups", 0):
+        warnings.append(
+            f"The examples come in {_things(total, 'group')}, and the intervals take each example for independent of "
+            "the others: how the model does on new groups is less sure than they say."
+        )
     if (groups := leakage.get("groups", {}).get("across_splits", 0)) and not dropped:
         warnings.append(
             f"{_things(groups, 'group')} {'stand' if groups > 1 else 'stands'} in more than one split, so the score "

@@ -212,6 +212,7 @@ def test_the_page_shows_examples_class_balance_copies_conflicts_and_groups():
         "near_conflicts": {"pairs": 1},
         "dropped": {"examples": 0},
         "groups": {
+            "groups": 40,
             "across_splits": 21,
             "listed": [{"group": f"speaker {n}", "examples": {"test": 2, "train": n}} for n in range(21)],
         },
@@ -228,7 +229,9 @@ def test_the_page_shows_examples_class_balance_copies_conflicts_and_groups():
     assert "speaker 20" not in text
     assert "and 1 more" in text
     assert page.count('class="sheet" src="data:image/jpeg') == 1
-    assert "21 groups stand in more than one split" in text_of(page).split("What it gets wrong")[0]
+    top = text_of(page).split("What it gets wrong")[0]
+    assert "21 groups stand in more than one split" in top
+    assert "The examples come in 40 groups, and the intervals take each example for independent" in top
 
 
 def test_texts_are_shown_as_rows_and_escaped():
