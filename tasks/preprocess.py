@@ -29,7 +29,7 @@ from regraft.data.slice_columns import write_slices
 from regraft.data.sources import describe_suffixes, kind_of_files, list_files
 from regraft.data.splits import complete, group
 from regraft.data.targets import CLASSIFICATION, MULTILABEL, REGRESSION
-from regraft.data.validation import check, find_doubts
+from regraft.data.validation import Doubts, check, find_doubts
 from regraft.errors import DataError
 from regraft.files import read_json, replace_directory, write_bytes, write_json
 from regraft.paths import Paths
@@ -128,17 +128,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     write_json(paths.reports / "croissant.json", croissant.metadata(paths.prepared, download, where=where))
     if collection.columns:
         log.info("columns: %s", ", ".join(f"{name!r} for the {role}" for role, name in collection.columns.items()))
-    if found.across:
-        log.warning(
-            "%d pair(s) of copies stood across splits (%s); %s", len(found.across),
-            ", ".join(f"{count} {both}" for both, count in found.across_by_splits().items()),
-            f"{len(dropped)} example(s) were dropped" if dropped else "`regraft data audit` lists them",
-        )  # fmt: skip
-    if across:
-        log.warning(
-            "%d group(s) stood in more than one split, such as %r; %s", len(across), next(iter(across)),
-            "they were dropped from all but the last" if dropped else "reports/data.json lists them",
-        )  # fmt: skip
+    _warn_of_copies(found, across, doubts, dropped)
     _warn_of_uneven_groups(collection, splits, preprocess)
     if collection.rejects:
         log.warning("%d example(s) set aside; the reasons are in reports/data.json", len(collection.rejects))
@@ -221,6 +211,26 @@ def describe_groups(collection: Collection, across: Mapping[str, Mapping[str, in
         "across_splits": len(across),
         "listed": listed,
     }
+
+
+def _warn_of_copies(found: Audit, across: Mapping[str, Mapping[str, int]], doubts: Doubts, dropped: set[str]) -> None:
+    """Log how many copies and groups stood across splits, and how many copies have another label."""
+    if found.across:
+        log.warning(
+            "%d pair(s) of copies stood across splits (%s); %s", len(found.across),
+            ", ".join(f"{count} {both}" for both, count in found.across_by_splits().items()),
+            f"{len(dropped)} example(s) were dropped" if dropped else "`regraft data audit` lists them",
+        )  # fmt: skip
+    if across:
+        log.warning(
+            "%d group(s) stood in more than one split, such as %r; %s", len(across), next(iter(across)),
+            "they were dropped from all but the last" if dropped else "reports/data.json lists them",
+        )  # fmt: skip
+    if doubts.conflicting:
+        log.warning(
+            "%d example(s) are exact copies of one with another label, such as %s; `regraft data audit` lists them",
+            len(doubts.conflicting), min(doubts.conflicting),
+        )  # fmt: skip
 
 
 def _warn_of_uneven_groups(

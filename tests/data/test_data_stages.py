@@ -246,6 +246,14 @@ def test_a_limit_on_leaks_or_conflicts_stops_the_run_until_they_are_dropped(path
     assert (leakage["leaked_test_examples"], leakage["conflicting_examples"]) == (0, 0)
 
 
+def test_copies_with_other_labels_are_announced(paths, tmp_path, caplog):
+    run(paths, f"folder:{leaky(tmp_path / 'source')}")
+    assert "2 example(s) are exact copies of one with another label, such as" in caplog.text
+    caplog.clear()
+    run(paths, f"folder:{tmp_path / 'source'}", leaks="drop")
+    assert "another label" not in caplog.text
+
+
 def test_made_splits_never_part_copies(paths, tmp_path):
     source = pictures(tmp_path / "source")
     for file in sorted(source.rglob("*.png")):
