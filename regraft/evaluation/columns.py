@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.evaluation.resampling import Array, central, draw_weights
+from regraft.evaluation.resampling import Array, central, draw_weights, share_with_interval
 from regraft.measures import METRICS
 
 Scorer = Callable[[Array, NDArray[Any], NDArray[Any]], Mapping[str, Array]]
@@ -130,6 +130,9 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Return {metric: {"value", "low", "high"}} with percentile bootstrap intervals (Efron & Tibshirani, 1993, 13.3).
 
+    When all sets of labels are right resampling cannot tell how sure that is; the exact binomial bound of the subset
+    accuracy then stands in for the missing end of all intervals, and for its own if none is right.
+
     Args:
         task: "multilabel" or "regression".
         truth: Shape (N, K).
@@ -140,7 +143,15 @@ def measure(
     """
     values = score_once(task, truth, answers)
     (resampled,) = resample(task, truth, (answers,), samples=samples, seed=seed)
-    return {metric: {"value": value, **central(resampled[metric], interval)} for metric, value in values.items()}
+    ends = {metric: central(resampled[metric], interval) for metric in values}
+    if (exact := values.get("subset_accuracy")) in (0.0, 1.0):
+        bounds = share_with_interval(round(exact * len(truth)), len(truth), interval)
+        own = {"low": bounds["low"], "high": bounds["high"]}
+        ends["subset_accuracy"] = own
+        if exact:
+            ends |= {metric: own for metric, value in values.items() if value == 1.0}
+            ends["hamming_loss"] = {"low": 0.0, "high": 1.0 - own["low"]}
+    return {metric: {"value": value, **ends[metric]} for metric, value in values.items()}
 
 
 def gain(

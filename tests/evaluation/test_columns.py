@@ -91,6 +91,17 @@ def test_intervals_hold_the_value_narrow_with_examples_and_repeat():
     assert measure("regression", *small, **CHANCE) == measure("regression", *small, **CHANCE)
 
 
+def test_seventeen_right_sets_of_labels_do_not_prove_that_none_is_ever_wrong():
+    truth = np.eye(3)[np.arange(17) % 3]
+    found = measure("multilabel", truth, truth, **CHANCE)
+    low = 0.025 ** (1 / 17)  # of which 17 in a row come out right once in forty times
+    assert found["micro_f1"] == pytest.approx({"value": 1.0, "low": low, "high": 1.0})
+    assert found["hamming_loss"] == pytest.approx({"value": 0.0, "low": 0.0, "high": 1.0 - low})
+    found = measure("multilabel", truth, np.roll(truth, 1, axis=1), **CHANCE)
+    assert found["subset_accuracy"] == pytest.approx({"value": 0.0, "low": 0.0, "high": 1.0 - low})
+    assert found["hamming_loss"]["high"] == pytest.approx(2 / 3)
+
+
 def test_the_interval_of_a_correlation_covers_the_truth_as_often_as_it_says():
     covered = 0
     for trial in range(100):
