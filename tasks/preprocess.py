@@ -122,7 +122,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
             max_conflict_fraction=preprocess.max_conflict_fraction,
         )
         with replace_directory(paths.prepared) as directory:
-            write_prepared(directory, kind, labels, splits, task=collection.task)
+            write_prepared(directory, kind, labels, with_copies_in_groups(splits, pairs), task=collection.task)
     write_slices(paths.slices, preprocess.slice_columns, splits["test"])
     where = os.path.relpath(paths.prepared, paths.reports)
     write_json(paths.reports / "croissant.json", croissant.metadata(paths.prepared, download, where=where))
@@ -146,6 +146,30 @@ def members(splits: Mapping[str, Sequence[Example]], content_of: Mapping[str, in
         for split, held in splits.items()
         for example in held
     ]
+
+
+def with_copies_in_groups(
+    splits: Mapping[str, Sequence[Example]], copies: Sequence[tuple[str, str]]
+) -> dict[str, list[Example]]:
+    """Return `splits` with a group for all that is to stay together in folds of them, too: copies, and whose they are.
+
+    Args:
+        splits: Examples by split.
+        copies: Pairs of ids that are near copies; those by the byte share one.
+    """
+    held: dict[str, list[Example]] = {}
+    for split, examples in splits.items():
+        shared = group(
+            [example.id for example in examples],
+            copies,
+            [(example.id, example.group) for example in examples if example.group],
+        )
+        alike = Counter(example.id for example in examples)
+        held[split] = [
+            replace(example, group=shared.get(example.id, example.id if alike[example.id] > 1 else ""))
+            for example in examples
+        ]
+    return held
 
 
 def with_groups(collection: Collection, pattern: str, folders: Sequence[str] = ()) -> Collection:

@@ -263,12 +263,38 @@ def _assign_groups(labels: Labels, folds: int, groups: NDArray[Any]) -> NDArray[
     folds = min(folds, largest, len(np.unique(groups[free])))
     if folds < 2:
         return fold_of
-    with warnings.catch_warnings():  # of classes with fewer examples than folds
-        warnings.simplefilter("ignore", UserWarning)
-        parts = [rows for _, rows in StratifiedGroupKFold(folds).split(np.zeros(len(free)), labels[free], groups[free])]
-    for fold, rows in enumerate(part for part in parts if len(part)):
-        fold_of[free[rows]] = fold
+    _, group_of, sizes = np.unique(groups[free], return_inverse=True, return_counts=True)
+    together = sizes[group_of] > 1
+    fold_of[free[together]] = _deal_groups(labels[free[together]], folds, group_of[together])
+    _deal_evenly(fold_of, labels, free[~together], folds)
     return fold_of
+
+
+def _deal_groups(labels: Labels, folds: int, groups: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the fold of each example, whole groups in one; there may be too few for as many folds."""
+    fold_of = np.zeros(len(labels), np.int64)
+    possible = min(folds, len(np.unique(groups)), int(np.bincount(labels).max(initial=0)))
+    if possible >= 2:
+        with warnings.catch_warnings():  # of classes with fewer examples than folds
+            warnings.simplefilter("ignore", UserWarning)
+            parts = StratifiedGroupKFold(possible).split(np.zeros(len(labels)), labels, groups)
+            for fold, rows in enumerate(rows for _, rows in parts if len(rows)):
+                fold_of[rows] = fold
+    return fold_of
+
+
+def _deal_evenly(fold_of: NDArray[np.int64], labels: Labels, rows: NDArray[np.int64], folds: int) -> None:
+    """Write the fold of each of `rows`, which stand alone: the one that has least of its class, then least in all."""
+    dealt = np.zeros((labels.max() + 1, folds), np.int64)
+    held_out = fold_of >= 0
+    np.add.at(dealt, (labels[held_out], fold_of[held_out]), 1)
+    counts, totals = dealt.tolist(), dealt.sum(axis=0).tolist()
+    for row in rows.tolist():
+        of_class = counts[labels[row]]
+        _, _, fold = min((of_class[fold], totals[fold], fold) for fold in range(folds))
+        fold_of[row] = fold
+        of_class[fold] += 1
+        totals[fold] += 1
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Groups and times: from columns and file names, through the stage, to splits that keep them."""
 
 import csv
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -275,3 +277,24 @@ def test_a_pattern_that_can_match_in_too_many_ways_is_named_with_the_file(monkey
     monkeypatch.setattr(grouping, "SEARCH_TIMEOUT_S", 0.05)
     with pytest.raises(DataError, match=r"group_pattern is '\(a\|aa\)\+\$', and after 0.05 s .* in 'cat/a{60}!'"):
         group_in_name("(a|aa)+$", {"x": "cat/" + "a" * 60 + "!"})
+
+
+def test_copies_are_one_group_in_what_is_prepared(paths, tmp_path):
+    rows = messages()
+    write_table(tmp_path / "source.csv", [*rows, {**rows[3], "text": rows[3]["text"].upper() + "!"}])
+    prepare(paths, f"csv:{tmp_path / 'source.csv'}", text_column="text", target_column="label")
+    held = {"source.csv:5", "source.csv:122"}
+    opened = next(split for split in map(partial(open_split, paths.prepared), SPLITS) if held & set(split.names))
+    assert held <= set(opened.names)
+    assert opened.groups is not None
+    assert len({opened.groups[opened.names.index(name)] for name in held}) == 1
+    assert len(set(opened.groups)) == len(set(opened.ids)) - 1
+
+
+def test_the_group_of_a_copy_is_that_of_whose_it_is():
+    examples = [Example(n, n, "a", "", group=group) for n, group in zip("0123", ("x", "x", "", ""), strict=True)]
+    examples.append(replace(examples[3], name="4"))
+    held = tasks.preprocess.with_copies_in_groups({"train": [*examples, Example("9", "9", "a", "")]}, [("1", "2")])
+    groups = [example.group for example in held["train"]]
+    assert groups[0] == groups[1] == groups[2] != groups[3] == groups[4] != ""
+    assert groups[5] == ""

@@ -153,3 +153,15 @@ def test_fine_tuning_starts_no_more_unsure_of_its_examples_than_the_probe_is_of_
         kernel, bias = refit_probe(train, labels, classes=3, penalty=each)
         losses.append(CLASSES.losses(train @ kernel + bias, labels).mean())
     assert losses[0] <= min(loss for _, loss in probe.path) < losses[1]
+
+
+def test_folds_of_examples_of_which_few_are_copies_are_as_even_as_without():
+    labels = np.arange(400) % 7
+    groups = np.arange(400)
+    groups[1], groups[50] = groups[0], groups[57]
+    fold_of = assign_folds(labels, 4, groups)
+    assert fold_of[0] == fold_of[1]
+    assert fold_of[50] == fold_of[57]
+    counts = np.array([[(fold_of[labels == label] == fold).sum() for fold in range(4)] for label in range(7)])
+    assert (counts.max(axis=1) - counts.min(axis=1) <= 1).all()
+    assert np.ptp(counts.sum(axis=0)) <= 1
