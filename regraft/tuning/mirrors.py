@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -46,7 +47,8 @@ def flip_is_safe(backbone: keras.Model, data: Data, recipe: Recipe) -> Flip:
     mirrored = np.concatenate([forward(batch).numpy() for batch, _ in images])
     differences = data.train_features[rows] - mirrored
     # Mirroring must keep every target what it is.
-    value = max(chirality(differences, group) for group in data.objective.groupings(data.train.labels[rows]))
+    groups = data.groups if data.groups is None else data.groups[rows]
+    value = max(chirality(differences, held, groups) for held in data.objective.groupings(data.train.labels[rows]))
     safe = value <= CHIRALITY_LIMIT
     log.info(
         "images are told from their mirror images %.0f%% of the time (limit %.0f%%): training %s mirror images",
@@ -55,7 +57,7 @@ def flip_is_safe(backbone: keras.Model, data: Data, recipe: Recipe) -> Flip:
     return Flip(safe, value)
 
 
-def chirality(differences: Features, labels: Labels) -> float:
+def chirality(differences: Features, labels: Labels, groups: NDArray[Any] | None = None) -> float:
     """Return how often the original of a pair (image, mirror image) is recognised, in [0, 1]; 0.5 is guessing.
 
     Each pair is judged by the mean difference of the other folds' pairs of its class: by class, because arrows to the
@@ -64,10 +66,11 @@ def chirality(differences: Features, labels: Labels) -> float:
     Args:
         differences: Features of the image minus features of its mirror image, float32, shape (N, D).
         labels: Shape (N,).
+        groups: What is to stay together in folds, shape (N,), see `probe.assign_folds`.
     """
     deviations = differences.std(axis=0)
     scaled = differences / np.where(deviations > 1e-6, deviations, 1.0)
-    fold_of = assign_folds(labels, CHIRALITY_FOLDS)
+    fold_of = assign_folds(labels, CHIRALITY_FOLDS, groups)
     votes: list[NDArray[np.bool_]] = []
     for label in np.unique(labels):
         for fold in range(CHIRALITY_FOLDS):

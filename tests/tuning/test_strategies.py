@@ -127,6 +127,13 @@ def test_without_two_pictures_of_a_class_nothing_is_flipped():
     assert chirality(np.ones((2, 3), np.float32), np.array([0, 1])) == 1.0
 
 
+def test_copies_of_an_image_do_not_tell_it_from_its_mirror_image():
+    twice = np.repeat(np.random.default_rng(1).normal(size=(200, 256)).astype(np.float32), 2, axis=0)
+    labels, groups = np.zeros(400, np.int64), np.repeat(np.arange(200), 2)
+    assert chirality(twice, labels) > 0.7
+    assert chirality(twice, labels, groups) < 0.6
+
+
 def backbone(seed=2):
     """A convolution whose average says little about bars, until it is tuned."""
     keras.utils.set_random_seed(seed)
