@@ -99,7 +99,9 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     outcome = judged(open_split(paths.prepared, "train"), test, answers, probe, evaluate=evaluate, seed=seed)
     chance: Any = {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
     if test.task != REGRESSION:
-        outcome.metrics["test"] |= probability_metrics(test.task, test.labels, answers, test.class_names, **chance)
+        outcome.metrics["test"] |= probability_metrics(
+            test.task, test.labels, answers, test.class_names, **chance, groups=test.groups
+        )
     explainer = explainer_of(classifier)
     metrics = {
         "shipped": classifier.shipped,
@@ -357,7 +359,7 @@ def _judge_columns(
     else:
         constant = train.labels.mean(axis=0, dtype=np.float64)
         baseline = "always the mean of training"
-    chance: Any = {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
+    chance = _chance(evaluate, test, seed)
     metrics = {
         "test": {
             **columns.measure(task, test.labels, given, **chance),
@@ -453,12 +455,10 @@ def _score(
     test: Split, evaluate: EvaluateSettings, *, predicted: np.ndarray, probe: np.ndarray, majority: int, seed: int
 ) -> dict[str, Any]:
     """Score the model, its probe and the most frequent class on the same examples."""
-    samples, interval = evaluate.bootstrap_samples, evaluate.interval
+    chance = _chance(evaluate, test, seed)
 
     def score(answers: np.ndarray) -> dict[str, Any]:
-        return classification_metrics(
-            test.labels, answers, test.class_names, samples=samples, interval=interval, seed=seed
-        )
+        return classification_metrics(test.labels, answers, test.class_names, **chance)
 
     return {
         "test": score(predicted),
@@ -467,9 +467,17 @@ def _score(
             "label": test.class_names[majority],
             "test": _summary(score(np.full(len(test), majority))),
         },
-        "gain_over_probe": paired_gain(
-            test.labels, predicted, probe, classes=len(test.class_names), samples=samples, interval=interval, seed=seed
-        ),
+        "gain_over_probe": paired_gain(test.labels, predicted, probe, classes=len(test.class_names), **chance),
+    }
+
+
+def _chance(evaluate: EvaluateSettings, test: Split, seed: int) -> Any:
+    """Return how intervals of what is measured on the test split are drawn."""
+    return {
+        "samples": evaluate.bootstrap_samples,
+        "interval": evaluate.interval,
+        "seed": seed,
+        "groups": test.groups,
     }
 
 

@@ -126,7 +126,14 @@ def score_once(task: str, truth: NDArray[Any], answers: NDArray[Any]) -> dict[st
 
 
 def measure(
-    task: str, truth: NDArray[Any], answers: NDArray[Any], *, samples: int, interval: float, seed: int
+    task: str,
+    truth: NDArray[Any],
+    answers: NDArray[Any],
+    *,
+    samples: int,
+    interval: float,
+    seed: int,
+    groups: NDArray[Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return {metric: {"value", "low", "high"}} with percentile bootstrap intervals (Efron & Tibshirani, 1993, 13.3).
 
@@ -140,9 +147,10 @@ def measure(
         samples: Resamples of the examples.
         interval: Coverage of the intervals, in (0, 1).
         seed: Makes the intervals repeatable.
+        groups: See `resampling.draw_weights`.
     """
     values = score_once(task, truth, answers)
-    (resampled,) = resample(task, truth, (answers,), samples=samples, seed=seed)
+    (resampled,) = resample(task, truth, (answers,), samples=samples, seed=seed, groups=groups)
     ends = {metric: central(resampled[metric], interval) for metric in values}
     if (exact := values.get("subset_accuracy")) in (0.0, 1.0):
         bounds = share_with_interval(round(exact * len(truth)), len(truth), interval)
@@ -163,10 +171,11 @@ def gain(
     samples: int,
     interval: float,
     seed: int,
+    groups: NDArray[Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return each metric of `answers` minus that of `other`, with paired bootstrap intervals, as `measure` does."""
     ours, theirs = score_once(task, truth, answers), score_once(task, truth, other)
-    first, second = resample(task, truth, (answers, other), samples=samples, seed=seed)
+    first, second = resample(task, truth, (answers, other), samples=samples, seed=seed, groups=groups)
     return {
         metric: {"value": value - theirs[metric], **central(first[metric] - second[metric], interval)}
         for metric, value in ours.items()
@@ -174,12 +183,18 @@ def gain(
 
 
 def resample(
-    task: str, truth: NDArray[Any], answers: Sequence[NDArray[Any]], *, samples: int, seed: int
+    task: str,
+    truth: NDArray[Any],
+    answers: Sequence[NDArray[Any]],
+    *,
+    samples: int,
+    seed: int,
+    groups: NDArray[Any] | None = None,
 ) -> list[dict[str, Array]]:
     """Return, for each of `answers` to the same questions, every metric on the same `samples` resamples, (samples,)."""
     parts = [
         [SCORERS[task](weights, truth, given) for given in answers]
-        for weights in draw_weights(len(truth), samples=samples, seed=seed)
+        for weights in draw_weights(len(truth), samples=samples, seed=seed, groups=groups)
     ]
     return [
         {metric: np.concatenate([part[place][metric] for part in parts]) for metric in METRICS[task]}

@@ -1,13 +1,13 @@
 """Classification metrics with bootstrap intervals: arrays of class numbers in, plain dictionaries out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
 
-from regraft.evaluation.resampling import central, share_with_interval
+from regraft.evaluation.resampling import central, draw_weights, share_with_interval
 
 METRICS = ("accuracy", "precision", "recall", "f1", "balanced_accuracy", "mcc")
 _VALUES_AT_ONCE = 4_000_000
@@ -21,6 +21,7 @@ def classification_metrics(
     samples: int,
     interval: float,
     seed: int,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return accuracy, macro precision, recall and F1 with intervals, the same per class, and the confusion matrix.
 
@@ -35,6 +36,7 @@ def classification_metrics(
         samples: Bootstrap samples.
         interval: Coverage of the intervals, in (0, 1), e.g. 0.95.
         seed: Makes the intervals repeatable.
+        groups: Whose each example is, see `resampling.draw_weights`.
 
     Returns:
         {"accuracy": {"value", "low", "high"}, "precision": ..., "recall": ..., "f1": ...,
@@ -61,7 +63,7 @@ def classification_metrics(
         "balanced_accuracy": recall[present].mean(),
         "mcc": matthews_corrcoef(labels, predicted),
     }
-    resampled = _resample((labels, predicted), classes=classes, samples=samples, seed=seed)[0]
+    resampled = _resample((labels, predicted), classes=classes, samples=samples, seed=seed, groups=groups)[0]
     ends = {name: central(scores, interval) for name, scores in resampled.items()}
     if values["accuracy"] in (0.0, 1.0):
         bounds = share_with_interval(round(values["accuracy"] * len(labels)), len(labels), interval)
@@ -91,6 +93,7 @@ def paired_gain(
     samples: int,
     interval: float,
     seed: int,
+    groups: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return how much better `predicted` scores than `baseline` on the same examples, with paired bootstrap intervals.
 
@@ -104,6 +107,7 @@ def paired_gain(
         samples: Bootstrap samples.
         interval: Coverage of the intervals, in (0, 1).
         seed: Makes the intervals repeatable.
+        groups: Whose each example is, see `resampling.draw_weights`.
 
     Returns:
         {metric: {"value", "low", "high"}}, value being the metric of `predicted` minus that of `baseline`.
@@ -111,7 +115,7 @@ def paired_gain(
     once = np.ones((1, len(labels)), np.int64)
     ours, theirs = (_scores(once, labels, answers, classes) for answers in (predicted, baseline))
     ours_resampled, theirs_resampled = _resample(
-        (labels, predicted, baseline), classes=classes, samples=samples, seed=seed
+        (labels, predicted, baseline), classes=classes, samples=samples, seed=seed, groups=groups
     )
     gains = {}
     for name in METRICS:
@@ -130,25 +134,37 @@ def most_frequent_confusions(confusion: Sequence[Sequence[int]], *, limit: int) 
 
 
 def _resample(
-    answers: tuple[np.ndarray, ...], *, classes: int, samples: int, seed: int
+    answers: tuple[np.ndarray, ...], *, classes: int, samples: int, seed: int, groups: np.ndarray | None
 ) -> list[Mapping[str, np.ndarray]]:
     """Score every column of `answers` but the first against the first, on `samples` bootstrap samples of the rows.
 
-    Rows with equal answers are interchangeable, so instead of drawing N row numbers a sample draws how often each
-    distinct combination occurs (multinomial): the same distribution, and far less work on a large test set.
+    Rows with equal answers are interchangeable if they are in no groups, so instead of drawing N row numbers a sample
+    then draws how often each distinct combination occurs (multinomial): the same distribution, and far less work on a
+    large test set.
     """
-    cells, counts = np.unique(np.stack(answers, axis=1), axis=0, return_counts=True)
-    total = int(counts.sum())
-    random = np.random.default_rng(seed)
-    at_once = max(1, _VALUES_AT_ONCE // len(cells))
-    parts: list[list[Mapping[str, np.ndarray]]] = []
-    for start in range(0, samples, at_once):
-        drawn = random.multinomial(total, counts / total, size=min(at_once, samples - start))
-        parts.append([_scores(drawn, cells[:, 0], cells[:, column], classes) for column in range(1, cells.shape[1])])
+    if groups is None:
+        cells, counts = np.unique(np.stack(answers, axis=1), axis=0, return_counts=True)
+        weights = _draw_counts(counts, samples=samples, seed=seed)
+    else:
+        cells = np.stack(answers, axis=1)
+        weights = draw_weights(len(cells), samples=samples, seed=seed, groups=groups)
+    parts = [
+        [_scores(drawn, cells[:, 0], cells[:, column], classes) for column in range(1, cells.shape[1])]
+        for drawn in weights
+    ]
     return [
         {name: np.concatenate([part[column][name] for part in parts]) for name in METRICS}
         for column in range(cells.shape[1] - 1)
     ]
+
+
+def _draw_counts(counts: np.ndarray, *, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each of `samples` bootstrap samples holds each cell of which there are `counts`, (S, cells)."""
+    total = int(counts.sum())
+    random = np.random.default_rng(seed)
+    at_once = max(1, _VALUES_AT_ONCE // len(counts))
+    for start in range(0, samples, at_once):
+        yield random.multinomial(total, counts / total, size=min(at_once, samples - start))
 
 
 def _scores(weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: int) -> Mapping[str, np.ndarray]:

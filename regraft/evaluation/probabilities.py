@@ -29,6 +29,7 @@ def probability_metrics(
     samples: int,
     interval: float,
     seed: int,
+    groups: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of `probabilities` with intervals, and what had to be left out of them.
 
@@ -40,6 +41,7 @@ def probability_metrics(
         samples: Bootstrap samples.
         interval: Coverage of the intervals, in (0, 1).
         seed: Makes the intervals repeatable.
+        groups: See `resampling.draw_weights`.
 
     Returns:
         {metric: {"value", "low", "high"}} for `log_loss` in nats (of several labels: a label) and `brier`; for classes
@@ -53,7 +55,10 @@ def probability_metrics(
     values = _of_each(task, truth, wide)
     columns = np.stack(list(values.values()), axis=1)
     resampled = np.concatenate(
-        [weights @ columns / len(truth) for weights in draw_weights(len(truth), samples=samples, seed=seed)]
+        [
+            weights @ columns / weights.sum(axis=1, keepdims=True)
+            for weights in draw_weights(len(truth), samples=samples, seed=seed, groups=groups)
+        ]
     )
     measured: dict[str, Any] = {
         metric: {"value": float(column.mean()), **central(scores, interval)}
@@ -67,7 +72,8 @@ def probability_metrics(
         ranked, given = truth[:, is_ranked], wide[:, is_ranked]
         once = rank_scores(np.ones((1, len(truth))), ranked, given)
         parts = [
-            rank_scores(weights, ranked, given) for weights in draw_weights(len(truth), samples=resamples, seed=seed)
+            rank_scores(weights, ranked, given)
+            for weights in draw_weights(len(truth), samples=resamples, seed=seed, groups=groups)
         ]
         for metric, value in once.items():
             scores = np.concatenate([part[metric] for part in parts])

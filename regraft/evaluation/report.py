@@ -405,8 +405,8 @@ def _leakage_warnings(data: Mapping[str, Any]) -> list[str]:
     dropped = leakage["dropped"]["examples"]
     if total := leakage.get("groups", {}).get("groups", 0):
         warnings.append(
-            f"The examples come in {_things(total, 'group')}, and the intervals take each example for independent of "
-            "the others: how the model does on new groups is less sure than they say."
+            f"The examples come in {_things(total, 'group')}. The intervals of the scores allow for that; those of "
+            "slices, calibration and coverage take each example for independent of the others."
         )
     if (groups := leakage.get("groups", {}).get("across_splits", 0)) and not dropped:
         warnings.append(

@@ -1,6 +1,8 @@
 """How sure a number measured on examples is: resamples of the examples, and intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +12,44 @@ Array = NDArray[np.float64]
 _WEIGHTS_AT_ONCE = 4_000_000
 
 
-def draw_weights(rows: int, *, samples: int, seed: int) -> Iterator[Array]:
+def draw_weights(rows: int, *, samples: int, seed: int, groups: NDArray[Any] | None = None) -> Iterator[Array]:
     """Yield how often each of `samples` bootstrap samples holds each of `rows` examples, in parts of shape (S, rows).
 
-    The parts are of bounded size, and the same in whatever parts they come.
+    The parts are of bounded size, and the same in whatever parts they come. Of examples that come in groups, groups are
+    drawn first, and then from each as many examples as it has: two-stage resampling, which is a little wider than it
+    need be, and with few groups not as narrow as drawing them whole (Davison & Hinkley, 1997, section 3.8).
+
+    Args:
+        rows: N.
+        samples: In all parts together.
+        seed: Makes them repeatable.
+        groups: Whose each example is, shape (N,); None if they have nothing to do with each other.
     """
     random = np.random.default_rng(seed)
+    draw = partial(_draw_examples, rows) if groups is None else _draw_of_groups(groups)
     at_once = max(1, _WEIGHTS_AT_ONCE // rows)
     for start in range(0, samples, at_once):
-        draws = min(at_once, samples - start)
-        picks = random.integers(0, rows, (draws, rows)) + np.arange(draws)[:, None] * rows
-        yield np.bincount(picks.ravel(), minlength=draws * rows).reshape(draws, rows).astype(np.float64)
+        picks = [draw(random) for _ in range(min(at_once, samples - start))]
+        yield np.stack([np.bincount(each, minlength=rows) for each in picks]).astype(np.float64)
+
+
+def _draw_examples(rows: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return the examples of one bootstrap sample, (N,)."""
+    return random.integers(0, rows, rows)
+
+
+def _draw_of_groups(groups: NDArray[Any]) -> Callable[[np.random.Generator], NDArray[np.int64]]:
+    """Return what draws one two-stage sample of about as many examples."""
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    by_group, starts = np.argsort(group_of, kind="stable"), np.cumsum(sizes) - sizes
+
+    def draw(random: np.random.Generator) -> NDArray[np.int64]:
+        drawn = random.integers(0, len(sizes), len(sizes))
+        of_each = np.repeat(drawn, sizes[drawn])
+        picks: NDArray[np.int64] = by_group[starts[of_each] + random.integers(0, sizes[of_each])]
+        return picks
+
+    return draw
 
 
 def central(scores: Array, interval: float) -> dict[str, float]:

@@ -231,7 +231,7 @@ def test_the_page_shows_examples_class_balance_copies_conflicts_and_groups():
     assert page.count('class="sheet" src="data:image/jpeg') == 1
     top = text_of(page).split("What it gets wrong")[0]
     assert "21 groups stand in more than one split" in top
-    assert "The examples come in 40 groups, and the intervals take each example for independent" in top
+    assert "The examples come in 40 groups. The intervals of the scores allow for that" in top
 
 
 def test_texts_are_shown_as_rows_and_escaped():
