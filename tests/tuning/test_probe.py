@@ -91,6 +91,19 @@ def test_a_constant_feature_does_no_harm():
     assert probe.kernel[2] == pytest.approx(np.zeros(3))
 
 
+def test_a_feature_that_is_almost_dead_in_training_decides_nothing_where_it_fires():
+    train, labels = clouds(90)
+    train[:, 2] = 1e-6 * labels
+    held_out, held_out_labels = clouds(90, seed=1)
+    probe = fit_probe(train, labels, train, labels, classes=3)
+    assert np.abs(probe.kernel[2]).max() < np.abs(probe.kernel[:2]).max()
+    held_out[:, 2] = 1.0
+    calm = held_out.copy()
+    calm[:, 2] = 0.0
+    assert (probe.logits(held_out).argmax(axis=1) == probe.logits(calm).argmax(axis=1)).mean() > 0.95
+    assert (probe.logits(calm).argmax(axis=1) == held_out_labels).mean() > 0.8
+
+
 def test_the_probe_is_the_same_twice_and_refitting_at_its_penalty_gives_about_it():
     train, labels = clouds(90)
     held_out, held_out_labels = clouds(90, seed=1)
