@@ -129,6 +129,7 @@ def run(preprocess: PreprocessSettings, paths: Paths) -> None:
     if collection.columns:
         log.info("columns: %s", ", ".join(f"{name!r} for the {role}" for role, name in collection.columns.items()))
     _warn_of_copies(found, across, doubts, dropped)
+    _warn_of_names_alike(labels)
     _warn_of_uneven_groups(collection, splits, preprocess)
     if collection.rejects:
         log.warning("%d example(s) set aside; the reasons are in reports/data.json", len(collection.rejects))
@@ -255,6 +256,19 @@ def _warn_of_copies(found: Audit, across: Mapping[str, Mapping[str, int]], doubt
             "%d example(s) are exact copies of one with another label, such as %s; `regraft data audit` lists them",
             len(doubts.conflicting), min(doubts.conflicting),
         )  # fmt: skip
+
+
+def _warn_of_names_alike(labels: Sequence[str]) -> None:
+    """Log which classes or labels differ in nothing but upper and lower case, or spaces."""
+    spelled: dict[str, list[str]] = {}
+    for label in labels:
+        spelled.setdefault(" ".join(label.casefold().split()), []).append(label)
+    alike = [names for names in spelled.values() if len(names) > 1]
+    if alike:
+        log.warning(
+            "%s differ in nothing but case or spaces; if they mean the same, spell them alike",
+            "; ".join(" and ".join(map(repr, names)) for names in alike[:5]),
+        )
 
 
 def _warn_of_uneven_groups(

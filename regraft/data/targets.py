@@ -141,6 +141,13 @@ def reader_for(task: str, cells: Mapping[str, Sequence[str]], *, rare_below: int
     columns = tuple(cells)
     if task == "auto":
         task = _task_of_several(cells) if len(columns) > 1 else _task_of(next(iter(cells.values())), rare_below)
+        several = next((cell for cell in cells[columns[0]] if SEPARATOR in cell), None)
+        if task == CLASSIFICATION and several is not None:
+            log.warning(
+                "took each cell of column %r for one class, also %r; if these are several labels, set preprocess.task "
+                "to multilabel",
+                columns[0], several,
+            )  # fmt: skip
     if task == CLASSIFICATION:
         if len(columns) > 1:
             raise DataError(

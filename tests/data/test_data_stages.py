@@ -246,6 +246,13 @@ def test_a_limit_on_leaks_or_conflicts_stops_the_run_until_they_are_dropped(path
     assert (leakage["leaked_test_examples"], leakage["conflicting_examples"]) == (0, 0)
 
 
+def test_classes_that_differ_in_nothing_but_case_are_announced(paths, tmp_path, caplog):
+    table = "".join(f"words {n},{['Good', 'good', 'bad'][n % 3]}\n" for n in range(30))
+    (tmp_path / "words.csv").write_text(f"text,label\n{table}")
+    run(paths, f"csv:{tmp_path / 'words.csv'}")
+    assert "'Good' and 'good' differ in nothing but case or spaces" in caplog.text
+
+
 def test_copies_with_other_labels_are_announced(paths, tmp_path, caplog):
     run(paths, f"folder:{leaky(tmp_path / 'source')}")
     assert "2 example(s) are exact copies of one with another label, such as" in caplog.text

@@ -102,6 +102,11 @@ def test_that_no_label_holds_is_written_as_a_separator_alone():
     assert (reader.read([" | "]).values, reader.read(["|"]).label) == ((0.0, 0.0), "")
 
 
+def test_cells_that_look_like_several_labels_are_not_taken_for_classes_in_silence(caplog):
+    assert task_of(["red|big", "red", "big"] * 9) == "classification"
+    assert "also 'red|big'; if these are several labels, set preprocess.task to multilabel" in caplog.text
+
+
 def test_labels_that_are_separated_by_something_else_are_announced(caplog):
     assert reader_for("multilabel", {"tags": ["red, big", "red"]}, rare_below=3).names == ("red", "red, big")
     assert "no cell of column 'tags' holds more than one label, such as 'red, big'" in caplog.text
