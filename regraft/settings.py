@@ -358,7 +358,10 @@ def _describe(error: ValidationError) -> list[str]:
         else:
             messages = [problem["msg"].removeprefix("Value error, ") for problem in problems]
             also = [message[0].lower() + message[1:] for message in messages[1:]]
-            what = f"{', or '.join([messages[0], *also])} (got {problems[0]['input']!r})"
+            what = ", or ".join([messages[0], *also])
+            is_of_section = "value_error" in kinds and isinstance(problems[0]["input"], dict)
+            if not is_of_section:  # whose message names the setting; the whole section would bury it
+                what += f" (got {problems[0]['input']!r})"
         lines.append(f"{where}: {what}")
     return lines
 

@@ -6,12 +6,11 @@ import numpy as np
 
 from regraft import determinism
 from regraft.backbones import catalogue
-from regraft.backbones.card import Card, read_card, stored_backbone
+from regraft.backbones.card import read_card, stored_backbone
 from regraft.backbones.extractor import build_extractor
 from regraft.backbones.features import FeatureCache, describe, embed_splits
 from regraft.backbones.inputs import image_size, view
 from regraft.data.records import open_split, read_info
-from regraft.errors import BackboneError
 from regraft.files import read_json, replace_directory, write_json
 from regraft.paths import Paths
 from regraft.pretraining.seen import count_seen
@@ -37,7 +36,7 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
     determinism.set_up(SEED)
     card = read_card(stored_backbone(paths.backbones))
     kind = read_info(paths.prepared).kind
-    require_kind(card, kind)
+    catalogue.require_kind(card.name, card.kind, kind)
     data = read_json(paths.reports / "data.json")
     heard = view(embed, data) if kind == "audio" else None
     extractor = build_extractor(
@@ -76,17 +75,3 @@ def run(embed: EmbedSettings, paths: Paths) -> None:
         "embedded %d examples, %d forward passes, %d from cache",
         sum(map(len, embedded.features.values())), embedded.forward_passes, embedded.from_cache,
     )  # fmt: skip
-
-
-def require_kind(card: Card, kind: str) -> None:
-    """Check that the backbone takes the kind of data that was prepared.
-
-    Raises:
-        BackboneError: If it does not; the message names those that do.
-    """
-    wanted = catalogue.backbone_kind(kind)
-    if card.kind != wanted:
-        raise BackboneError(
-            f"backbone {card.name} takes {card.kind} data, but the prepared data is {kind}. Set backbone.name in "
-            f"params.yaml to one of: {', '.join(catalogue.names(kind))}; or to `preset:DIR` with a preset for {wanted}."
-        )

@@ -119,6 +119,7 @@ def test_only_an_error_in_the_unit_of_the_target_may_have_a_minimum_or_tolerance
 def test_an_option_that_would_do_nothing_is_refused(tmp_path, strategy, option, usual):
     said = problems(tmp_path, f"name: a\nfinetune: {{strategy: {strategy}, {option}}}")
     assert f"{option.partition(':')[0]} has no meaning with strategy {strategy}: {usual}" in said
+    assert "(got {" not in said  # the whole section
     assert load(tmp_path, f"name: a\nfinetune: {{strategy: lp_ft, {option}}}").finetune.strategy == "lp_ft"
 
 

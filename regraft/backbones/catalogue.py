@@ -143,6 +143,20 @@ def backbone_kind(kind: str) -> str:
     return "image" if kind == "audio" else kind
 
 
+def require_kind(name: str, takes: str, kind: str) -> None:
+    """Check that the backbone `name`, which `takes` images or texts, takes data of `kind`.
+
+    Raises:
+        BackboneError: If it does not; the message names those that do.
+    """
+    wanted = backbone_kind(kind)
+    if takes != wanted:
+        raise BackboneError(
+            f"backbone {name} takes {takes} data, but the prepared data is {kind}. Set backbone.name in params.yaml to "
+            f"one of: {', '.join(names(kind))}; or to `preset:DIR` with a preset for {wanted}."
+        )
+
+
 def names(kind: str | None = None) -> list[str]:
     """Return the names there are, of those that take data of one `kind` or of all."""
     return [name for name, entry in known().items() if kind is None or entry.kind == backbone_kind(kind)]

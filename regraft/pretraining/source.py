@@ -21,6 +21,11 @@ def parse_source(source: str, root: Path) -> Source:
     Raises:
         DataError: If nothing is there, it holds no text file, or it is what `sources.parse` refuses.
     """
+    if ":" not in source and (root / Path(source).expanduser()).exists():
+        raise DataError(
+            f"backbone.pretrain.source: {source!r} lacks its scheme; write `text:{source}` for plain text, "
+            f"`folder:{source}` for images, `csv:{source}` for tables."
+        )
     if not source.startswith(TEXT):
         found = sources.parse(source, root)
         if found.url:

@@ -162,7 +162,7 @@ def test_the_stages_train_it_and_store_what_it_learnt(name, tmp_path, monkeypatc
     sizes = {"train": 48, "validation": 20, "test": 4}
     splits = {split: list(examples(kind, rows)) for split, rows in sizes.items()}
     write_prepared(paths.prepared, kind, ("no", "yes"), splits)
-    write_json(paths.reports / "data.json", {"median_short_side_px": 24})
+    write_json(paths.reports / "data.json", {"kind": kind, "median_short_side_px": 24})
     backbone, embed = BackboneSettings(name=name), EmbedSettings(image_size_px=32)
     tasks.choose.run(backbone, embed, 7, paths)
     tasks.backbone.run(backbone, 7, paths)

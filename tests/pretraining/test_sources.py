@@ -44,6 +44,12 @@ def test_a_source_without_readable_text_is_refused(tmp_path, name, content, said
         read_paragraphs(parse_source("text:t", tmp_path))
 
 
+def test_a_path_alone_is_told_how_plain_text_is_named(tmp_path):
+    (tmp_path / "book.txt").write_text("words")
+    with pytest.raises(DataError, match=r"'book.txt' lacks its scheme; write `text:book.txt` for plain text"):
+        parse_source("book.txt", tmp_path)
+
+
 def test_a_missing_folder_and_a_server_are_refused(tmp_path):
     with pytest.raises(DataError, match="neither a file nor a folder"):
         parse_source("text:nowhere", tmp_path)

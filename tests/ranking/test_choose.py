@@ -60,6 +60,15 @@ def test_a_name_in_the_settings_is_taken_at_its_word(tmp_path):
     assert json.loads(paths.choice.read_text()) == {"name": "some_name", "image_size_px": None, "by": "settings"}
 
 
+def test_a_backbone_of_another_kind_of_data_is_refused_before_it_is_fetched_or_pretrained(tmp_path):
+    paths = Paths(tmp_path)
+    write_json(paths.reports / "data.json", {"kind": "text"})
+    with pytest.raises(BackboneError, match=r"cnn_small takes image data, but the prepared data is text.*rnn_small"):
+        choose.run(BackboneSettings(name="cnn_small"), EmbedSettings(), 7, paths)
+    write_json(paths.reports / "data.json", {"kind": "audio"})
+    choose.run(BackboneSettings(name="cnn_small"), EmbedSettings(), 7, paths)
+
+
 def test_the_backbone_that_sees_something_is_chosen_over_the_usual_one_that_does_not(project, presets, monkeypatch):
     monkeypatch.setattr(contest, "FIRST_ROUND", 60)
     names = [f"preset:{presets / 'blind'}", f"preset:{presets / 'words'}"]
