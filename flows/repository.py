@@ -31,6 +31,7 @@ def start_project(root: Path) -> None:
 
     Raises:
         RegraftError: If DVC refuses.
+        OSError: If the disk is full or cannot be written to. In both cases nothing of DVC's stays behind.
     """
     quiet_dvc()
 
@@ -39,14 +40,16 @@ def start_project(root: Path) -> None:
 
     in_git = git_agrees("rev-parse") and not git_agrees("check-ignore", "--quiet", ".")
     is_top = (root / ".git").exists()
-    try:
-        Repo.init(str(root), no_scm=not in_git, subdir=in_git and not is_top).close()
-    except DvcException as error:
-        shutil.rmtree(root / ".dvc", ignore_errors=True)
-        raise RegraftError(f"DVC cannot make a project of {root}: {chain(error)}") from error
-    with Repo(str(root)) as repo, repo.config.edit("repo") as config:
-        config["core"] |= {"analytics": False, "check_update": False}
-        config["cache"] = {"type": ["reflink", "hardlink", "symlink", "copy"]}
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, root / ".dvc", ignore_errors=True)
+        try:
+            Repo.init(str(root), no_scm=not in_git, subdir=in_git and not is_top).close()
+        except DvcException as error:
+            raise RegraftError(f"DVC cannot make a project of {root}: {chain(error)}") from error
+        with Repo(str(root)) as repo, repo.config.edit("repo") as config:
+            config["core"] |= {"analytics": False, "check_update": False}
+            config["cache"] = {"type": ["reflink", "hardlink", "symlink", "copy"]}
+        undo.pop_all()
 
 
 def borrow_cache(root: Path, lender: Path) -> None:

@@ -140,12 +140,11 @@ def init(
         paths = create(
             directory, source=source, name=name, kind=kind, task=task, targets=target or (), texts=text or ()
         )
-    try:
+    with ExitStack() as undo:
+        for file in (paths.params, paths.graph):
+            undo.callback(file.unlink)
         repository.start_project(paths.root)
-    except RegraftError:
-        paths.params.unlink()
-        paths.graph.unlink()
-        raise
+        undo.pop_all()
     typer.echo(
         f"made {paths.root}\nsettings: {paths.params}\nnext:     regraft run --root {shlex.quote(str(directory))}"
     )

@@ -1,7 +1,8 @@
 """A new project: a folder with a copy of the commented settings and of the graph."""
 
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
+from io import StringIO
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -12,6 +13,7 @@ from regraft.backbones import catalogue
 from regraft.data import labels, sources, tables
 from regraft.data.fetch import common_kind
 from regraft.errors import DataError, RegraftError
+from regraft.files import write_text
 from regraft.paths import REPOSITORY, Paths
 from regraft.settings import check_settings
 
@@ -42,6 +44,7 @@ def create(
     Raises:
         RegraftError: If `directory` holds a project already, or source, name, kind or task are not valid. Nothing is
             written.
+        OSError: If the disk is full or cannot be written to; there is no project then.
     """
     paths = Paths(directory.resolve())
     if paths.root.exists() and not paths.root.is_dir():
@@ -86,9 +89,16 @@ def create(
         (".dvcignore", (REPOSITORY / ".dvcignore").read_text("utf-8").splitlines()),
     ):
         _add_lines(paths.root / file_name, lines)
-    shutil.copyfile(REPOSITORY / "dvc.yaml", paths.graph)
-    with paths.params.open("w", encoding="utf-8") as file:
-        yaml.dump(settings, file)
+    commented = StringIO()
+    yaml.dump(settings, commented)
+    with ExitStack() as undo:  # half a project would be taken for a whole one
+        for file, text in (
+            (paths.graph, (REPOSITORY / "dvc.yaml").read_text("utf-8")),
+            (paths.params, commented.getvalue()),
+        ):
+            undo.callback(file.unlink, missing_ok=True)
+            write_text(file, text)
+        undo.pop_all()
     return paths
 
 
@@ -143,7 +153,7 @@ def _in_one_line(texts: Sequence[str]) -> CommentedSeq:
 def _add_lines(file: Path, lines: list[str]) -> None:
     """Append to `file` those of `lines` that it lacks."""
     present = file.read_text("utf-8").splitlines() if file.exists() else []
-    file.write_text("".join(f"{line}\n" for line in dict.fromkeys([*present, *lines])), encoding="utf-8")
+    write_text(file, "".join(f"{line}\n" for line in dict.fromkeys([*present, *lines])))
 
 
 def _made_by_runs(paths: Paths) -> list[str]:

@@ -1,5 +1,7 @@
 """A new project: what is wrong with its source is said before anything is written."""
 
+import resource
+
 import pytest
 
 from regraft import project
@@ -70,3 +72,19 @@ def test_columns_named_for_a_folder_that_has_no_such_ones_make_no_project(tmp_pa
     with pytest.raises(DataError, match=message):
         project.create(tmp_path / "new", source=f"folder:{tmp_path / 'pets'}", name="pets", **columns)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("room_bytes", [2, 1000, 6000])  # for .gitignore, dvc.yaml, params.yaml: none of them, ...
+def test_a_disk_without_room_leaves_no_project_and_the_files_that_were_there(tmp_path, room_bytes):
+    (tmp_path / "t.csv").write_text("text,label\nhello,a\n")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".gitignore").write_text("mine\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            project.create(tmp_path / "new", source=f"csv:{tmp_path / 't.csv'}", name="words")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "new" / ".gitignore").read_text().startswith("mine\n")
+    assert project.create(tmp_path / "new", source=f"csv:{tmp_path / 't.csv'}", name="words").params.exists()
