@@ -423,4 +423,18 @@ def _deployment(client: SyncPrefectClient, deployment: DeploymentResponse) -> di
         for each in deployment.schedules
         if each.active
     ]
-    return {"name": name, "pool": deployment.work_pool_name, "schedules": schedules, "last_run": last}
+    due = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+        flow_run_filter=FlowRunFilter(
+            expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"after_": datetime.now(UTC)})
+        ),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        limit=1,
+    )
+    when = due[0].expected_start_time if due else None
+    of_pool = {"name": name, "pool": deployment.work_pool_name}
+    return of_pool | {
+        "schedules": schedules,
+        "next_start": when and when.isoformat(timespec="seconds"),
+        "last_run": last,
+    }

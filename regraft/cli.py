@@ -680,12 +680,13 @@ def status(as_json: AsJson = False) -> None:
             [tuple(str(row[key]) for key in ("name", "status", "running", "queued")) for row in found["pools"]],
         )
         _print_rows(
-            ("deployment", "pool", "schedule", "last run", "started", "s"),
+            ("deployment", "pool", "schedule", "next run", "last run", "started", "s"),
             [
                 (
                     row["name"],
                     str(row["pool"]),
                     "; ".join(row["schedules"]),
+                    row["next_start"] or ("none planned yet" if row["schedules"] else ""),
                     *(str((row["last_run"] or {}).get(key) or "") for key in ("state", "start", "seconds")),
                 )
                 for row in found["deployments"]

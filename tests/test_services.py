@@ -9,15 +9,21 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import httpx
 import psutil
 import pytest
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.services import _addresses, _in_place, down, status, up
-from regraft import services
+from flows.services import _addresses, _deployment, _in_place, down, status, up
+from regraft import cli, services
 from regraft.errors import RegraftError, SettingsError
 from regraft.paths import REPOSITORY, Paths
 from regraft.processes import Process, with_mark
@@ -27,6 +33,8 @@ from regraft.settings import Settings, TrackingSettings
 from regraft.state import server, services_file, state_folder
 from tests.backbones.tiny import make_image_preset
 from tests.project import draw_images, make_project
+
+UP = {"name": "prefect", "healthy": True, "problem": None, "address": "", "version": "", "pid": 1, "log": ""}
 
 
 @pytest.fixture
@@ -185,6 +193,28 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.parametrize(("planned", "shown"), [(True, "2026-11-28T03:00:00+01:00"), (False, "none planned yet")])
+def test_status_says_when_a_schedule_runs_next(monkeypatch, capsys, planned, shown):
+    """A schedule of which the server plans no run never begins one."""
+    due = datetime(2026, 11, 28, 3, tzinfo=ZoneInfo("Europe/Berlin"))
+
+    class Server:
+        def read_flow(self, _):
+            return SimpleNamespace(name="retrain")
+
+        def read_flow_runs(self, *, sort, **_):
+            is_next = sort is FlowRunSort.EXPECTED_START_TIME_ASC
+            return [SimpleNamespace(expected_start_time=due)] if is_next and planned else []
+
+    nightly = SimpleNamespace(active=True, schedule=CronSchedule(cron="0 3 * * *", timezone="Europe/Berlin"))
+    deployment = SimpleNamespace(id=uuid4(), flow_id=uuid4(), name="a", work_pool_name="cpu", schedules=[nightly])
+    row = _deployment(cast(Any, Server()), cast(Any, deployment))
+    assert row["next_start"] == (due.isoformat() if planned else None)
+    monkeypatch.setattr("flows.services.status", lambda: {"services": [UP], "pools": [], "deployments": [row]})
+    cli.status()
+    assert shown in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_project_is_deployed_and_retrained_by_the_worker_and_nothing_is_left(state, tmp_path):
     prefect_port, mlflow_port = free_port(), free_port()
@@ -226,6 +256,7 @@ def test_a_project_is_deployed_and_retrained_by_the_worker_and_nothing_is_left(s
         ]
         rows = {row["name"]: row for row in facts["deployments"]}
         assert rows["retrain/discs"]["schedules"] == ["0 3 * * * Europe/Berlin"]
+        assert rows["retrain/discs"]["next_start"] is not None
         assert rows["retrain/discs"]["last_run"]["state"] == "Completed"
         assert rows["score/discs"]["schedules"] == []
         assert project.facts("models")["models"][0]["version"] == 1
