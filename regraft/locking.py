@@ -47,7 +47,7 @@ def exclusive(lock: Path, what: Path) -> Iterator[None]:
         if not _try_lock(file):
             file.seek(0)
             raise ResourceError(
-                f"another run (process {file.read().strip() or 'unknown'}) is at work on {what}; "
+                f"another process ({file.read().strip() or 'unknown'}) is at work on {what}; "
                 "wait for it to end, or stop it."
             )
         file.truncate(0)

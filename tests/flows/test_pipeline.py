@@ -267,7 +267,7 @@ def test_the_run_lock_may_be_entered_again_by_its_holder_and_by_nobody_else(proj
         with project_lock(project):
             pass
         assert is_running(project)
-        with pytest.raises(ResourceError, match=f"another run .process {os.getpid()}. is at work"):
+        with pytest.raises(ResourceError, match=f"another process .{os.getpid()}. is at work"):
             pool.submit(lambda: project_lock(project).__enter__()).result()
     assert not is_running(project)
 

@@ -91,7 +91,7 @@ def test_answers_to_something_else_are_not_mixed_in(opened, folder, tmp_path):
         scoring.score(opened, scoring.find_inputs(folder, opened), out)
     with pytest.raises(DataError, match="is no empty folder"):
         scoring.score(opened, scoring.find_inputs(folder, opened), folder)
-    with exclusive(out / scoring.LOCK, out), pytest.raises(ResourceError, match="another run"):
+    with exclusive(out / scoring.LOCK, out), pytest.raises(ResourceError, match="another process"):
         scoring.score(opened, scoring.find_inputs(folder, opened), out)
 
 
