@@ -728,7 +728,8 @@ def deploy(
     if as_json:
         _print_json(made)
         return
-    typer.echo(f"deployed {' and '.join(made['deployments'])} to the pool {made['pool']}")
+    when = "by hand only" if cron is None else f"on schedule {cron} {timezone}"
+    typer.echo(f"deployed {' and '.join(made['deployments'])} to the pool {made['pool']}; retrains {when}")
     if made["shared"]:
         typer.echo(f"and, for all projects, {' and '.join(made['shared'])}")
     typer.echo(f"PREFECT_API_URL={address} prefect deployment run {made['deployments'][0]}")

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
+from typer.testing import CliRunner
 
 from flows.services import _addresses, _deployment, _in_place, down, status, up
 from regraft import cli, services
@@ -213,6 +214,20 @@ def test_status_says_when_a_schedule_runs_next(monkeypatch, capsys, planned, sho
     monkeypatch.setattr("flows.services.status", lambda: {"services": [UP], "pools": [], "deployments": [row]})
     cli.status()
     assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--timezone", "Europe/Berlin"], "by hand only"), (["--cron", "0 3 * * *"], "on schedule 0 3 * * * UTC")],
+)
+def test_deploy_says_whether_there_is_a_schedule_now(tmp_path, monkeypatch, options, said):
+    """A zone alone makes none, and takes away the one that was there."""
+    made = {"deployments": ["retrain/a", "score/a"], "shared": [], "pool": "cpu"}
+    monkeypatch.setattr("flows.deploy.deploy", lambda *_, **__: made)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    told = CliRunner().invoke(cli.app, ["deploy", "--root", str(tmp_path), *options])
+    assert told.stdout.splitlines()[0] == f"deployed retrain/a and score/a to the pool cpu; retrains {said}"
 
 
 @pytest.mark.slow
