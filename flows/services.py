@@ -39,6 +39,7 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from flows import postgres
 from flows.refusals import LOGIN, explained, is_refusal
 from regraft import gpus, services
 from regraft.errors import RegraftError, ResourceError
@@ -74,7 +75,8 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
 
     Raises:
         RegraftError: If a port is taken, a server runs already at another address, or clients lack its password.
-        ResourceError: If a service does not come up. What this call had started is stopped again.
+        ResourceError: If a service does not come up, or PostgreSQL not answer; see `postgres.databases`. What this call
+            had started is stopped again.
     """
     password = PREFECT_SERVER_API_AUTH_STRING.value()
     if password and PREFECT_API_AUTH_STRING.value() != password:
@@ -105,12 +107,13 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
         for name, port in ports.items():
             if name in missing:
                 _require_free(name, host, port)
+        stores = {} if set(missing).isdisjoint(SERVERS) else postgres.databases()
         with ExitStack() as undo:
             for group in (SERVERS, WORKERS):  # those of a group start side by side
                 starting = [name for name in group if name in missing]
                 for name in starting:
                     undo.callback(_end, name, alive)
-                    alive[name] = _start(name, host, addresses)
+                    alive[name] = _start(name, host, addresses, stores)
                     services.save(alive)
                 for name in starting:
                     _wait_until_healthy(alive[name])
@@ -225,8 +228,11 @@ def _require_free(name: str, host: str, port: int) -> None:
         ) from None
 
 
-def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
-    """Start one service; settings of Prefect's and MLflow's own that are in the environment are inherited, and win."""
+def _start(name: str, host: str, addresses: dict[str, str], stores: dict[str, str]) -> Service:
+    """Start one service; settings of Prefect's and MLflow's own that are in the environment are inherited, and win.
+
+    Without any, servers keep their databases where `stores` says, or else in files of SQLite.
+    """
     folder = state_folder()
     environment = {
         "REGRAFT_STATE": str(folder),
@@ -253,6 +259,8 @@ def _start(name: str, host: str, addresses: dict[str, str]) -> Service:
         module += ["--limit", str(limits[pool])] if pool in limits else []
         module += ["--name", worker_name(pool), "--install-policy", "never"]
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"  # 10 unless told so: half of a short run's time
+    if name in SERVERS:
+        environment |= stores
     mine = {variable: value for variable, value in environment.items() if variable in ALWAYS}
     defaults = {variable: value for variable, value in environment.items() if variable not in os.environ}
     process = start(
