@@ -1,9 +1,11 @@
 """Databases for the two servers on a PostgreSQL server, which `POSTGRES_URL` names."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from regraft.errors import RegraftError, ResourceError
+from regraft.files import write_text
 
 VARIABLE = "POSTGRES_URL"
 # Of each server: the setting that holds the address of its database, and the driver by which it comes there.
@@ -14,14 +16,18 @@ _SERVERS = {
 _PATIENCE_S = 10
 
 
-def databases() -> dict[str, str]:
+def databases(folder: Path) -> dict[str, str]:
     """Make the databases `prefect` and `mlflow` where they are missing, and return the settings that name them.
 
     Nothing is made, and nothing returned, where `POSTGRES_URL` is not set. It is `postgresql://USER:PASSWORD@HOST:PORT`,
     with the database to ask for others if that is not `postgres`.
 
+    Args:
+        folder: The state folder, which remembers the server: without it, an empty registry would take the old one's
+            place.
+
     Raises:
-        RegraftError: If it is no such address, or the user may not make databases.
+        RegraftError: If it is no such address, the user may not make databases, or it is missing where there was one.
         ResourceError: If the server does not answer, or does not let this user in.
     """
     import psycopg
@@ -29,8 +35,13 @@ def databases() -> dict[str, str]:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    text = os.environ.get(VARIABLE)
+    text, known = os.environ.get(VARIABLE), folder / "postgres.txt"
     if not text:
+        if known.exists():
+            raise RegraftError(
+                f"the servers kept their databases on the PostgreSQL server at {known.read_text('utf-8').strip()}, and "
+                f"{VARIABLE} is not set. Set it; or delete {known}, to begin with empty databases here."
+            )
         return {}
     try:
         url = make_url(text)
@@ -44,7 +55,8 @@ def databases() -> dict[str, str]:
     url = url.set(drivername="postgresql")
     asked: Any = url.translate_connect_args(database="dbname", username="user") | url.query
     asked = {"dbname": "postgres", "connect_timeout": _PATIENCE_S} | asked
-    where = f"the PostgreSQL server at {url.host}:{url.port or 5432} ({VARIABLE})"
+    place = f"{url.host}:{url.port or 5432}"
+    where = f"the PostgreSQL server at {place} ({VARIABLE})"
     try:
         with psycopg.connect(autocommit=True, **asked) as connection:
             present = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
@@ -58,6 +70,7 @@ def databases() -> dict[str, str]:
         ) from None
     except psycopg.OperationalError as error:
         raise ResourceError(f"{where} cannot be used: {' '.join(str(error).split())}") from None
+    write_text(known, place + "\n")
     settings = {}
     for name, (setting, driver) in _SERVERS.items():
         query = dict(url.query)

@@ -107,7 +107,7 @@ def up(host: str | None, prefect_port: int | None, mlflow_port: int | None) -> d
         for name, port in ports.items():
             if name in missing:
                 _require_free(name, host, port)
-        stores = {} if set(missing).isdisjoint(SERVERS) else postgres.databases()
+        stores = {} if set(missing).isdisjoint(SERVERS) else postgres.databases(folder)
         with ExitStack() as undo:
             for group in (SERVERS, WORKERS):  # those of a group start side by side
                 starting = [name for name in group if name in missing]

@@ -64,52 +64,60 @@ def names(port):
         return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
 
 
-def test_without_an_address_nothing_is_asked_for(monkeypatch):
+def test_without_an_address_nothing_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.delenv("POSTGRES_URL", raising=False)
-    assert postgres.databases() == {}
+    assert postgres.databases(tmp_path) == {}
 
 
-def test_a_user_who_may_make_no_databases_is_told_which(port, monkeypatch):
+def test_a_user_who_may_make_no_databases_is_told_which(port, monkeypatch, tmp_path):
     monkeypatch.setenv("POSTGRES_URL", address("guest", port))
     with pytest.raises(RegraftError, match="'guest' make databases; make prefect and mlflow yourself"):
-        postgres.databases()
+        postgres.databases(tmp_path)
 
 
-def test_databases_are_made_once_and_named_with_the_drivers_of_the_servers(port, monkeypatch):
+def test_databases_are_made_once_and_named_with_the_drivers_of_the_servers(port, monkeypatch, tmp_path):
     monkeypatch.setenv("POSTGRES_URL", address("owner", port))
-    made = postgres.databases()
+    made = postgres.databases(tmp_path)
     assert made == {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://owner:{QUOTED}@127.0.0.1:{port}/prefect",
         "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://owner:{QUOTED}@127.0.0.1:{port}/mlflow",
     }
     assert {"prefect", "mlflow"} <= names(port)
-    assert postgres.databases() == made
+    assert postgres.databases(tmp_path) == made
     monkeypatch.setenv("POSTGRES_URL", address("guest", port))
-    assert set(postgres.databases()) == set(made)
+    assert set(postgres.databases(tmp_path)) == set(made)
 
 
-def test_encryption_is_asked_for_in_the_words_of_each_driver(port, monkeypatch):
+def test_a_server_that_was_used_before_is_not_forgotten(port, monkeypatch, tmp_path):
+    monkeypatch.setenv("POSTGRES_URL", address("owner", port))
+    postgres.databases(tmp_path)
+    monkeypatch.delenv("POSTGRES_URL")
+    with pytest.raises(RegraftError, match=f"server at 127.0.0.1:{port}, and POSTGRES_URL is not set"):
+        postgres.databases(tmp_path)
+
+
+def test_encryption_is_asked_for_in_the_words_of_each_driver(port, monkeypatch, tmp_path):
     monkeypatch.setenv("POSTGRES_URL", address("owner", port) + "/postgres?sslmode=prefer")
-    made = postgres.databases()
+    made = postgres.databases(tmp_path)
     assert made["PREFECT_SERVER_DATABASE_CONNECTION_URL"].endswith("/prefect?ssl=prefer")
     assert made["MLFLOW_BACKEND_STORE_URI"].endswith("/mlflow?sslmode=prefer")
 
 
-def test_a_wrong_password_and_a_server_that_is_not_there_are_said_without_the_password(port, monkeypatch):
+def test_a_wrong_password_and_a_server_that_is_not_there_are_said_without_the_password(port, monkeypatch, tmp_path):
     monkeypatch.setenv("POSTGRES_URL", address("owner", port, "secret"))
     with pytest.raises(ResourceError, match=f"127.0.0.1:{port} .* password authentication failed") as refused:
-        postgres.databases()
+        postgres.databases(tmp_path)
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("POSTGRES_URL", "postgresql://owner:secret@127.0.0.1:1")
     with pytest.raises(ResourceError, match=r"127\.0\.0\.1:1 .* refused"):
-        postgres.databases()
+        postgres.databases(tmp_path)
 
 
 @pytest.mark.parametrize(
     "text", ["mysql://u:secret@host", "localhost:5432", "postgresql:///prefect", "postgresql://h:x"]
 )
-def test_what_is_no_address_of_a_server_is_refused(monkeypatch, text):
+def test_what_is_no_address_of_a_server_is_refused(monkeypatch, text, tmp_path):
     monkeypatch.setenv("POSTGRES_URL", text)
     with pytest.raises(RegraftError, match="must have the form postgresql://USER:PASSWORD@HOST:PORT") as refused:
-        postgres.databases()
+        postgres.databases(tmp_path)
     assert "secret" not in str(refused.value)
