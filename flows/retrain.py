@@ -21,7 +21,7 @@ from flows.repository import drop_broken_lock
 from regraft import durations, progress
 from regraft.errors import ResourceError
 from regraft.fingerprint import release_fingerprint
-from regraft.locking import project_lock
+from regraft.locking import is_running, project_lock
 from regraft.measures import METRICS, headline, task_of, words
 from regraft.paths import Paths
 from regraft.registry.published import check_login, is_published
@@ -29,6 +29,7 @@ from regraft.registry.register import read_publication
 from regraft.settings import Settings, load_settings
 
 RETRY_DELAY_S = 10
+PATIENCE_S = 3600.0
 
 
 @flow(name="retrain", flow_run_name="retrain {root}", log_prints=False)
@@ -45,12 +46,16 @@ def retrain(root: str = ".", force: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Raises:
         StageFailed: With the last lines of the stage that failed. What ran before it stays recorded.
-        RegraftError: If settings, source or registry are at fault, or the project is locked by another run.
+        RegraftError: If settings, source or registry are at fault, or the project is locked by another run: a deployed
+            one waits for `PATIENCE_S` first, for else a night's run would be lost to one that a person began.
     """
     logger = get_run_logger()
     paths = Paths(Path(root).resolve())
-    settings = load_settings(paths.params)
-    with project_lock(paths):
+    wait_s = PATIENCE_S if is_deployed() else 0.0
+    if wait_s and is_running(paths):
+        logger.info("another run is at work on %s; this one waits for it, for an hour at most", paths.root)
+    with project_lock(paths, wait_s=wait_s):
+        settings = load_settings(paths.params)
         check_login(paths, settings)  # a store that MLflow does not know, or that refuses, would fail the last step
         pools = open_pools(paths, settings) if settings.placement.mode == "pools" else None
         drop_broken_lock(paths)
@@ -165,6 +170,12 @@ def may_succeed_later(_task: Any, _run: TaskRun, state: State) -> bool:
     """Say whether a failed stage is worth another try: a disk, network or server gave out; bad data stays bad."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, ResourceError) or (isinstance(error, pipeline.StageFailed) and error.is_transient)
+
+
+def is_deployed() -> bool:
+    """Return whether the Prefect run this is called in is one of a deployment: begun by a schedule or from afar."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.deployment_id)
 
 
 def flow_run_id() -> str:

@@ -1,5 +1,6 @@
 """The command `regraft`. The one module that may call every layer; heavy imports wait until a command needs them."""
 
+import errno
 import json
 import logging
 import os
@@ -87,7 +88,8 @@ def main() -> None:
         if error.errno not in DISK_ERRORS:  # a file or folder that a person named, or may put right
             typer.secho(f"error: {error.filename}: {error.strerror}. Correct the path or its permissions.", err=True)
             sys.exit(RegraftError.exit_code)
-        typer.secho(f"error: the disk gave out: {error}. Make room or check the disk; then run again.", err=True)
+        remedy = "Mount it for writing" if error.errno == errno.EROFS else "Make room or check the disk"
+        typer.secho(f"error: the disk gave out: {error}. {remedy}; then run again.", err=True)
         sys.exit(ResourceError.exit_code)
     except SystemExit as end:
         if end.code in (INTERRUPTED, TERMINATED):

@@ -12,6 +12,7 @@ def note(paths: Paths, stage: str, seconds: float) -> None:
 
 
 def read(paths: Paths) -> dict[str, float]:
-    """Return how long each stage that ran in this project ran last, in seconds."""
+    """Return how long each stage that ran in this project ran last, in seconds; what is no number is left out."""
     file = paths.state / FILE
-    return read_object(file) if file.exists() else {}
+    noted = read_object(file) if file.exists() else {}
+    return {stage: seconds for stage, seconds in noted.items() if isinstance(seconds, int | float)}

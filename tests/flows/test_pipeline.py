@@ -272,6 +272,20 @@ def test_the_run_lock_may_be_entered_again_by_its_holder_and_by_nobody_else(proj
     assert not is_running(project)
 
 
+def test_a_run_may_wait_for_another_to_end(project):
+    def enter(wait_s):
+        with project_lock(project, wait_s=wait_s):
+            return "entered"
+
+    with ThreadPoolExecutor(2) as pool:
+        with project_lock(project):
+            patient, hasty = pool.submit(enter, 30.0), pool.submit(enter, 0.1)
+            with pytest.raises(ResourceError, match="is at work"):
+                hasty.result()
+            assert not patient.done()
+        assert patient.result() == "entered"
+
+
 def test_what_changed_after_planning_is_noticed_by_the_stage_that_reads_it(project, monkeypatch):
     plan(project)
     settings = load_settings(project.params)
