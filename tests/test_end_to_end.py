@@ -289,7 +289,7 @@ def test_two_runs_at_once_do_not_mix_and_one_that_is_told_to_stop_leaves_no_proc
     wait_for_epoch(copy, 1)
     second = copy.regraft("run", check=False)
     assert second.returncode == 75
-    assert f"process {first.pid}" in second.stderr
+    assert f"another process ({first.pid}) is at work" in second.stderr
 
     started = children_of(first.pid)
     assert len(started) >= 2  # the stage, and the server that Prefect started for this run

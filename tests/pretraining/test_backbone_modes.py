@@ -10,7 +10,7 @@ from regraft.backbones.card import read_card, stored_backbone
 from regraft.backbones.extractor import build_extractor
 from regraft.backbones.presets import load_backbone
 from regraft.errors import BackboneError, DataError, Diverged
-from regraft.files import read_json
+from regraft.files import read_json, write_json
 from regraft.paths import Paths
 from regraft.pretraining import course
 from regraft.pretraining.seen import count_seen
@@ -210,6 +210,7 @@ def test_too_little_text_is_refused(project):
 
 def test_there_are_no_weights_to_go_on_from_in_a_network_that_has_none(project):
     settings = pictures(start="weights").model_copy(update={"name": "cnn_small"})
+    write_json(project.reports / "data.json", {"kind": "image"})
     with pytest.raises(BackboneError, match="cnn_small has learnt nothing yet"):
         run_backbone(settings, 7, project)
 
