@@ -13,7 +13,7 @@ COPY requirements.lock requirements-gpu.lock ./
 RUN python -m venv /opt/venv \
  && case "$VARIANT" in cpu) lock=requirements.lock ;; gpu) lock=requirements-gpu.lock ;; \
       *) echo "VARIANT must be cpu or gpu, got $VARIANT" >&2; exit 2 ;; esac \
- && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r "$lock"
+ && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r "$lock" -c "$lock"
 COPY pyproject.toml README.md ./
 COPY flows ./flows
 COPY tasks ./tasks

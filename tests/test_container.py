@@ -42,6 +42,7 @@ def test_it_ends_as_a_numbered_user_without_privileges():
 
 def test_each_variant_installs_a_lock_file_with_hashes_and_no_registry_address():
     script = next(line for line in LINES if "--require-hashes" in line)
+    assert '-r "$lock" -c "$lock"' in script  # see Makefile
     for name in re.findall(r"lock=(\S+)", script):
         content = (REPOSITORY / name).read_text("utf-8")
         assert "--hash=sha256:" in content
