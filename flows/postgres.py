@@ -30,11 +30,6 @@ def databases(folder: Path) -> dict[str, str]:
         RegraftError: If it is no such address, the user may not make databases, or it is missing where there was one.
         ResourceError: If the server does not answer, or does not let this user in.
     """
-    import psycopg
-    from psycopg import sql
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
     text, known = os.environ.get(VARIABLE), folder / "postgres.txt"
     if not text:
         if known.exists():
@@ -43,6 +38,11 @@ def databases(folder: Path) -> dict[str, str]:
                 f"{VARIABLE} is not set. Set it; or delete {known}, to begin with empty databases here."
             )
         return {}
+    import psycopg
+    from psycopg import sql
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

@@ -97,7 +97,7 @@ def run(evaluate: EvaluateSettings, name: str, seed: int, paths: Paths) -> None:
     probe = np.load(paths.features / "test.npy") @ classifier.kernel + classifier.bias
     judged = _judge_classes if test.task == CLASSIFICATION else _judge_columns
     outcome = judged(open_split(paths.prepared, "train"), test, answers, probe, evaluate=evaluate, seed=seed)
-    chance: Any = {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
+    chance = _chance(evaluate, seed)
     if test.task != REGRESSION:
         outcome.metrics["test"] |= probability_metrics(
             test.task, test.labels, answers, test.class_names, **chance, groups=test.groups
@@ -359,7 +359,7 @@ def _judge_columns(
     else:
         constant = train.labels.mean(axis=0, dtype=np.float64)
         baseline = "always the mean of training"
-    chance = _chance(evaluate, test, seed)
+    chance = _chance(evaluate, seed) | {"groups": test.groups}
     metrics = {
         "test": {
             **columns.measure(task, test.labels, given, **chance),
@@ -455,7 +455,7 @@ def _score(
     test: Split, evaluate: EvaluateSettings, *, predicted: np.ndarray, probe: np.ndarray, majority: int, seed: int
 ) -> dict[str, Any]:
     """Score the model, its probe and the most frequent class on the same examples."""
-    chance = _chance(evaluate, test, seed)
+    chance = _chance(evaluate, seed) | {"groups": test.groups}
 
     def score(answers: np.ndarray) -> dict[str, Any]:
         return classification_metrics(test.labels, answers, test.class_names, **chance)
@@ -471,14 +471,9 @@ def _score(
     }
 
 
-def _chance(evaluate: EvaluateSettings, test: Split, seed: int) -> Any:
-    """Return how intervals of what is measured on the test split are drawn."""
-    return {
-        "samples": evaluate.bootstrap_samples,
-        "interval": evaluate.interval,
-        "seed": seed,
-        "groups": test.groups,
-    }
+def _chance(evaluate: EvaluateSettings, seed: int) -> Any:
+    """Return how intervals are drawn."""
+    return {"samples": evaluate.bootstrap_samples, "interval": evaluate.interval, "seed": seed}
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -160,16 +160,9 @@ def with_copies_in_groups(
     """
     held: dict[str, list[Example]] = {}
     for split, examples in splits.items():
-        shared = group(
-            [example.id for example in examples],
-            copies,
-            [(example.id, example.group) for example in examples if example.group],
-        )
-        alike = Counter(example.id for example in examples)
-        held[split] = [
-            replace(example, group=shared.get(example.id, example.id if alike[example.id] > 1 else ""))
-            for example in examples
-        ]
+        keys = [(example.id, example.group) for example in examples if example.group]
+        shared = group([example.id for example in examples], copies, keys)
+        held[split] = [replace(example, group=shared.get(example.id, "")) for example in examples]
     return held
 
 

@@ -79,13 +79,12 @@ def refuse_target(target_column: str | Sequence[str] | None) -> None:
     Raises:
         DataError: With what to do instead.
     """
-    if target_column:
-        named = [target_column] if isinstance(target_column, str) else list(target_column)
-        raise DataError(
-            f"preprocess.target_column is {quoted(named)}, and the source has no labels.csv that names its files: its "
-            f"class folders would be the labels. Put one beside the files, with the columns file and {named[0]}, or "
-            "leave preprocess.target_column at null."
-        )
+    _refuse(
+        "target_column",
+        target_column,
+        "the source has no labels.csv that names its files: its class folders would be the labels. Put one beside the "
+        "files, with a column called file and those of the targets",
+    )
 
 
 def refuse_text(text_column: str | Sequence[str] | None) -> None:
@@ -94,12 +93,13 @@ def refuse_text(text_column: str | Sequence[str] | None) -> None:
     Raises:
         DataError: With what to do instead.
     """
-    if text_column:
-        named = [text_column] if isinstance(text_column, str) else list(text_column)
-        raise DataError(
-            f"preprocess.text_column is {quoted(named)}, and the source is a folder of files; leave it at null, or "
-            "name a table with `csv:FILE` if texts are meant."
-        )
+    _refuse("text_column", text_column, "the source is a folder of files. Name a table with `csv:FILE`")
+
+
+def _refuse(setting: str, columns: str | Sequence[str] | None, why: str) -> None:
+    if columns:
+        named = quoted([columns] if isinstance(columns, str) else columns)
+        raise DataError(f"preprocess.{setting} is {named}, and {why}; or leave preprocess.{setting} at null.")
 
 
 def read_labels(

@@ -71,7 +71,7 @@ def group(
             it is a copy of, and no group goes by it.
         keys: Ids with what else they may have in common; of copies by the byte, each may have another.
     """
-    own = dict.fromkeys(ids)
+    own = Counter(ids)
     parent = {identity: identity for identity in own}
 
     def root(identity: str) -> str:
@@ -95,7 +95,7 @@ def group(
     groups: dict[str, str] = {}
     for held in members.values():
         named = [f"key {smallest[identity]}" for identity in held if identity in smallest]
-        if named or len(held) > 1:
+        if named or sum(own[identity] for identity in held) > 1:
             groups |= dict.fromkeys(held, min(named or held))
     return groups
 

@@ -1,7 +1,6 @@
 """How sure a number measured on examples is: resamples of the examples, and intervals."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,16 +25,11 @@ def draw_weights(rows: int, *, samples: int, seed: int, groups: NDArray[Any] | N
         groups: Whose each example is, shape (N,); None if they have nothing to do with each other.
     """
     random = np.random.default_rng(seed)
-    draw = partial(_draw_examples, rows) if groups is None else _draw_of_groups(groups)
+    draw = _draw_of_groups(groups) if groups is not None else lambda random: random.integers(0, rows, rows)
     at_once = max(1, _WEIGHTS_AT_ONCE // rows)
     for start in range(0, samples, at_once):
         picks = [draw(random) for _ in range(min(at_once, samples - start))]
         yield np.stack([np.bincount(each, minlength=rows) for each in picks]).astype(np.float64)
-
-
-def _draw_examples(rows: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return the examples of one bootstrap sample, (N,)."""
-    return random.integers(0, rows, rows)
 
 
 def _draw_of_groups(groups: NDArray[Any]) -> Callable[[np.random.Generator], NDArray[np.int64]]:
